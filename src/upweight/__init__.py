@@ -1,0 +1,95 @@
+"""upweight: influence functions and training-data attribution you can check.
+
+Which training examples made a model say this, which of them are wrong, what happens if they
+change, and how far that answer can be trusted.
+
+    import upweight as uw
+    inf = uw.Influence(model, train, loss="cross_entropy", l2=0.01)
+    inf.explain(test).top(0)
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from upweight.answers import ParameterChange, Perturbation, Validation, WhatIf
+    from upweight.bars import progress
+    from upweight.curvature import Subsample
+    from upweight.data import Data
+    from upweight.errors import UpweightError
+    from upweight.front import Influence, influence
+    from upweight.linalg import CG, Cholesky, Eigen, LiSSA
+    from upweight.losses import (
+        BinaryCrossEntropy,
+        CrossEntropy,
+        Hinge,
+        MeanSquaredError,
+        SmoothHinge,
+    )
+    from upweight.methods import METHODS, Baseline, Method
+    from upweight.objective import Objective
+    from upweight.plan import Plan
+    from upweight.risk import Risk
+    from upweight.scores import Scores
+    from upweight.tables import Table
+
+__version__ = "0.1.0"
+
+# Public names and where they live: looked up on first use, so that the command line starts
+# without importing torch.
+_HOMES = {
+    "answers": ("ParameterChange", "Perturbation", "Validation", "WhatIf"),
+    "curvature": ("Subsample",),
+    "data": ("Data",),
+    "errors": ("UpweightError",),
+    "front": ("Influence", "influence"),
+    "linalg": ("CG", "Cholesky", "Eigen", "LiSSA"),
+    "losses": ("BinaryCrossEntropy", "CrossEntropy", "Hinge", "MeanSquaredError", "SmoothHinge"),
+    "methods": ("METHODS", "Baseline", "Method"),
+    "objective": ("Objective",),
+    "plan": ("Plan",),
+    "bars": ("progress",),
+    "risk": ("Risk",),
+    "scores": ("Scores",),
+    "tables": ("Table",),
+}
+
+__all__ = [
+    "CG",
+    "METHODS",
+    "Baseline",
+    "BinaryCrossEntropy",
+    "Cholesky",
+    "CrossEntropy",
+    "Data",
+    "Eigen",
+    "Hinge",
+    "Influence",
+    "LiSSA",
+    "MeanSquaredError",
+    "Method",
+    "Objective",
+    "ParameterChange",
+    "Perturbation",
+    "Plan",
+    "Risk",
+    "Scores",
+    "SmoothHinge",
+    "Subsample",
+    "Table",
+    "UpweightError",
+    "Validation",
+    "WhatIf",
+    "__version__",
+    "influence",
+    "progress",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            value = getattr(importlib.import_module(f"upweight.{home}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module 'upweight' has no attribute {name!r}")

@@ -1,0 +1,179 @@
+"""What the front gives back besides scores: parameter changes, perturbations, evidence."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+from torch import Tensor
+
+from upweight.evaluation import Agreement
+from upweight.meaning import Meaning
+from upweight.packages import require
+from upweight.parameters import ParameterSpace
+from upweight.tables import Table
+
+__all__ = ["ParameterChange", "Perturbation", "Validation", "WhatIf"]
+
+
+@final
+@dataclass(frozen=True)
+class ParameterChange:
+    """Predicted change of the parameters when each of some examples is removed.
+
+    row_i = + share_i H⁻¹ ∇ℓ̃(z_i), which is −share_i · I_up,params(z_i) of Koh & Liang (2017).
+
+    Attributes:
+        ids: examples, ``[m]``.
+        rows: changes, ``[m, p]``.
+        shares: w_i / Σ w, ``[m]``.
+        space: names the blocks of a row.
+    """
+
+    ids: np.ndarray
+    rows: Tensor
+    shares: Tensor
+    space: ParameterSpace
+
+    @property
+    def upweight(self) -> Tensor:
+        """I_up,params = −H⁻¹ ∇ℓ̃(z_i), the derivative in the example's weight, ``[m, p]``."""
+        return -self.rows / self.shares[:, None]
+
+    def blocks(self) -> dict[str, Tensor]:
+        """The changes by parameter name, ``[m, *shape]``."""
+        return self.space.unflatten(self.rows)
+
+
+@final
+@dataclass(frozen=True)
+class Perturbation:
+    """Predicted change of a query's measure per unit of change of a training input.
+
+    values[q, i] = −share_i · s_q ∇_x∇_θ ℓ(z_i), which is share_i · I_pert,loss of Koh & Liang
+    (2017): multiply by a small δ of the input and sum.
+
+    Attributes:
+        query_ids: ``[q]``.
+        train_ids: ``[m]``.
+        values: ``[q, m, *shape of the input]``.
+        shares: w_i / Σ w, ``[m]``.
+    """
+
+    query_ids: np.ndarray
+    train_ids: np.ndarray
+    values: Tensor
+    shares: Tensor
+
+    @property
+    def paper(self) -> Tensor:
+        """I_pert,loss = −s_q ∇_x∇_θ ℓ(z_i), without the share, of the same shape."""
+        return self.values / self.shares.view(1, -1, *[1] * (self.values.dim() - 2))
+
+    def magnitude(self) -> Tensor:
+        """Sum of absolute values per query and example, ``[q, m]``: where an attack would aim."""
+        return self.values.abs().flatten(2).sum(2)
+
+
+@final
+@dataclass(frozen=True)
+class WhatIf:
+    """Predicted measures of queries after a change of the training data.
+
+    Attributes:
+        query_ids: ``[q]``.
+        before: the measure now, ``[q]``.
+        change: its predicted change, ``[q]``, to first order.
+        meaning: measure and unit.
+        notes: what limits the prediction.
+    """
+
+    query_ids: np.ndarray
+    before: np.ndarray
+    change: np.ndarray
+    meaning: Meaning
+    notes: tuple[str, ...]
+
+    @property
+    def after(self) -> np.ndarray:
+        """The predicted measure, ``[q]``."""
+        total: np.ndarray = self.before + self.change
+        return total
+
+    def table(self) -> Table:
+        """One row per query."""
+        name = self.meaning.measure
+        columns = {
+            "query": self.query_ids,
+            f"{name}_now": self.before,
+            f"predicted_change_of_{name}": self.change,
+            f"predicted_{name}": self.after,
+        }
+        return Table(columns, f"Predicted {name} in {self.meaning.unit} after the change.")
+
+    def __repr__(self) -> str:
+        return "\n".join([repr(self.table()), *(f"note: {note}" for note in self.notes)])
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_() + "".join(f"<p>{note}</p>" for note in self.notes)
+
+
+@final
+@dataclass(frozen=True)
+class Validation:
+    """Predicted against really refitted changes.
+
+    Attributes:
+        query_ids: ``[q]``.
+        removed: ids of the removed examples, ``[m]``.
+        chosen: "most influential" or "random" for each removal, ``[m]``.
+        predicted: ``[q, m]``.
+        actual: ``[q, m]``.
+        agreements: by the way removals were chosen.
+        meaning: measure and unit.
+        truth: how the actual changes were made.
+    """
+
+    query_ids: np.ndarray
+    removed: np.ndarray
+    chosen: np.ndarray
+    predicted: np.ndarray
+    actual: np.ndarray
+    agreements: Mapping[str, Agreement]
+    meaning: Meaning
+    truth: str
+
+    def __repr__(self) -> str:
+        lines = [
+            f"Predicted against actual change of {self.meaning.measure} ({self.meaning.unit}):"
+        ]
+        lines += [f"  {name}: {found}" for name, found in self.agreements.items()]
+        return "\n".join([*lines, f"  truth: {self.truth}"])
+
+    def table(self) -> Table:
+        """One row per query and removal."""
+        q, m = self.predicted.shape
+        columns = {
+            "query": np.repeat(self.query_ids, m),
+            "removed": np.tile(self.removed, q),
+            "chosen": np.tile(self.chosen, q),
+            "predicted": self.predicted.ravel(),
+            "actual": self.actual.ravel(),
+        }
+        return Table(columns, f"Change of {self.meaning.measure} ({self.meaning.unit})")
+
+    def plot(self, axes: Any = None) -> Any:
+        """Scatter of actual over predicted with the diagonal; returns matplotlib's Axes."""
+        if axes is None:
+            axes = require("matplotlib.pyplot", "plot()").subplots(figsize=(5, 5))[1]
+        for kind in self.agreements:
+            which = self.chosen == kind
+            axes.scatter(
+                self.predicted[:, which].ravel(), self.actual[:, which].ravel(), s=12, label=kind
+            )
+        reach = float(max(np.abs(self.predicted).max(), np.abs(self.actual).max()))
+        axes.plot([-reach, reach], [-reach, reach], color="grey", linewidth=0.8)
+        unit = f"change of {self.meaning.measure} ({self.meaning.unit})"
+        axes.set(xlabel=f"predicted {unit}", ylabel=f"actual {unit}")
+        axes.legend()
+        return axes

@@ -1,0 +1,68 @@
+"""The audit of a training set: which labels look wrong, from one trained model."""
+
+from contextlib import suppress
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from upweight.errors import LossError
+from upweight.risk import Risk
+from upweight.tables import Table
+
+__all__ = ["audit"]
+
+
+def _survey(risk: Risk) -> dict[str, np.ndarray]:
+    """Loss, and where the loss says them margin and predicted label, of every example."""
+    objective, found = risk.objective, {}
+    params = objective.space.values()
+    parts: dict[str, list[Tensor]] = {}
+    with torch.no_grad():
+        for batch, _ in risk.batches(4096):
+            outputs = objective.outputs(params, batch)
+            values = {"loss": objective.loss(outputs, batch.targets)}
+            with suppress(LossError):
+                values["margin"] = objective.loss.margin(outputs, batch.targets)
+            predicted = objective.loss.predict(outputs)
+            if predicted is not None:
+                values["predicted_label"] = predicted
+            if isinstance(batch.targets, Tensor) and batch.targets.dim() == 1:
+                values["given_label"] = batch.targets
+            for name, value in values.items():
+                parts.setdefault(name, []).append(value)
+    for name, pieces in parts.items():
+        found[name] = torch.cat(pieces).cpu().numpy()
+    return found
+
+
+def audit(risk: Risk, self_influence: np.ndarray) -> Table:
+    """Examples by self-influence, largest first, with loss and margin beside it.
+
+    ``label_quality`` is the rank of the self-influence turned into 0 (worst) to 1;
+    ``is_label_issue`` says that the model predicts another label than the given one. The other
+    names are cleanlab's too.
+
+    Args:
+        risk: objective and training data.
+        self_influence: ``[N]``.
+    """
+    values = _survey(risk)
+    order = np.argsort(-self_influence, kind="stable")
+    quality = np.empty(len(order))
+    quality[order] = np.linspace(0, 1, len(order)) if len(order) > 1 else 0.0
+    columns: dict[str, np.ndarray] = {"id": risk.data.ids, "label_quality": quality}
+    if {"given_label", "predicted_label"} <= values.keys():
+        columns["is_label_issue"] = values["given_label"] != values["predicted_label"]
+        columns["given_label"] = values["given_label"]
+        columns["predicted_label"] = values["predicted_label"]
+    columns["self_influence"] = self_influence
+    columns["loss"] = values["loss"]
+    if "margin" in values:
+        columns["margin"] = values["margin"]
+    unit = risk.objective.loss.unit
+    return Table(
+        {name: column[order] for name, column in columns.items()},
+        f"Suspicious labels, worst first. self_influence: predicted rise of the example's own "
+        f"loss ({unit}) if it is removed.",
+    )

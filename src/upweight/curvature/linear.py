@@ -1,0 +1,144 @@
+"""The curvature of linear, logistic and softmax models in closed form, without autograd."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import final
+
+import torch
+from torch import Tensor
+
+from upweight.gradients import LinearForm
+from upweight.gradients.values import join_blocks, split_rows
+from upweight.linalg import MeanOperator
+from upweight.losses import OutputLoss
+from upweight.risk import Risk
+
+__all__ = ["LinearCurvature"]
+
+ROWS = 8192
+BLOCK_BYTES = 128 * 2**20
+SLICES = 4
+
+
+@final
+@dataclass(frozen=True)
+class _Part:
+    features: Tensor
+    outputs: Tensor
+    targets: Tensor
+    share: Tensor
+
+
+def _gram(left: Tensor, right: Tensor) -> Tensor:
+    """Leftᵀ right for left = diag(a) right: symmetric, so only column slices j ≥ i are computed."""
+    width = right.shape[1]
+    gram = right.new_empty(width, width)
+    edges = [width * i // SLICES for i in range(SLICES + 1)]
+    for start, stop in pairwise(edges):
+        gram[start:stop, start:] = left[:, start:stop].T @ right[:, start:]
+        gram[start:, start:stop] = gram[start:stop, start:].T
+    return gram
+
+
+@final
+class LinearCurvature(MeanOperator):
+    """Σ_i share_i (∂²ℓ_i/∂z²) ⊗ x_i x_iᵀ + Λ, the Hessian of a model that is linear in θ.
+
+    It is also the GGN, and for likelihood losses the true Fisher. Features are kept (``N·d``
+    numbers, views where the data is in memory); per-example gradients are never formed.
+
+    Args:
+        risk: the objective and its data.
+        form: the linear form of the objective.
+    """
+
+    def __init__(self, risk: Risk, form: LinearForm) -> None:
+        space = risk.objective.space
+        self.risk, self.form, self.count = risk, form, len(risk.data)
+        self.size, self.dtype, self.device = space.size, space.dtype, space.device
+        self._parts = []
+        for batch, share in risk.batches(ROWS):
+            assert isinstance(batch.inputs, tuple)
+            features = form.features(batch.inputs)
+            self._parts.append(_Part(features, form.outputs(features), batch.targets, share))
+        self.width = self._parts[0].features.shape[1]
+        self._loss = self._output_loss()
+
+    def _output_loss(self) -> OutputLoss:
+        assert isinstance(self.risk.objective.loss, OutputLoss)
+        return self.risk.objective.loss
+
+    def apply(self, rows: Tensor) -> Tensor:
+        """Two matrix products per piece of the data, for all rows."""
+        rows = rows.to(self.dtype)
+        blocks = split_rows(rows, self.width, bias=self.form.bias)
+        m, c, d = blocks.shape
+        flat, total = blocks.flatten(0, 1), torch.zeros_like(blocks).flatten(0, 1)
+        size = max(64, BLOCK_BYTES // (m * c * rows.element_size()))
+        for part in self._parts:
+            for at in range(0, len(part.features), size):
+                cut = slice(at, at + size)
+                x = part.features[cut]
+                u = (x @ flat.T).view(len(x), m, c)
+                bent = self._loss.curve(part.outputs[cut], part.targets[cut], u)
+                bent = bent.mul_(part.share[cut, None, None])
+                total.addmm_(bent.view(len(x), m * c).T, x)
+        return join_blocks(total.view(m, c, d), bias=self.form.bias) + rows * self.risk.objective.l2
+
+    def apply_sampled(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """All groups at once: gather, project, bend, project back."""
+        blocks = split_rows(rows, self.width, bias=self.form.bias)
+        x, z, targets, share = self._gather(positions)
+        b = positions.shape[1]
+        u = torch.einsum("gbd,gqcd->gbqc", x, blocks)
+        bent = self._loss.curve(z.flatten(0, 1), targets.flatten(0, 1), u.flatten(0, 1))
+        bent = bent.view_as(u) * (share * (self.count / b))[:, :, None, None]
+        total = torch.einsum("gbqc,gbd->gqcd", bent, x)
+        return join_blocks(total, bias=self.form.bias) + rows * self.risk.objective.l2
+
+    def _gather(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Features, outputs, targets and shares ``[g, b, ...]`` of given rows."""
+        places = [(self._parts[i // ROWS], i % ROWS) for i in positions.flatten().tolist()]
+        gathered = (
+            torch.stack([part.features[i] for part, i in places]),
+            torch.stack([part.outputs[i] for part, i in places]),
+            torch.stack([part.targets[i] for part, i in places]),
+            torch.stack([part.share[i] for part, i in places]),
+        )
+        x, z, targets, share = (t.unflatten(0, positions.shape) for t in gathered)
+        return x, z, targets, share
+
+    def restrict(self, positions: Tensor) -> "LinearCurvature":
+        """The same curvature over some of the examples."""
+        risk = Risk(self.risk.objective, self.risk.data.take(positions))
+        return LinearCurvature(risk, self.form)
+
+    def to_dense(self) -> Tensor:
+        """The matrix, one weighted Gram matrix of the features per pair of outputs."""
+        c, d = self._parts[0].outputs.shape[1], self.width
+        blocks = torch.zeros(c, d, c, d, dtype=torch.float64, device=self.device)
+        for part in self._parts:
+            eye = torch.eye(c, dtype=self.dtype, device=self.device)
+            bend = self._loss.curve(
+                part.outputs, part.targets, eye.expand(len(part.outputs), c, c).clone()
+            )
+            bend = bend * part.share[:, None, None]
+            for k in range(c):
+                for l in range(k, c):  # noqa: E741
+                    if bool(bend[:, k, l].any()):
+                        gram = _gram(part.features * bend[:, k, l, None], part.features)
+                        blocks[k, :, l, :] += gram
+        for k in range(c):
+            for l in range(k):  # noqa: E741
+                blocks[k, :, l, :] = blocks[l, :, k, :].T
+        dense = self._arranged(blocks)
+        dense.diagonal().add_(self.risk.objective.l2)
+        return dense
+
+    def _arranged(self, blocks: Tensor) -> Tensor:
+        """Blocks ``[c, d, c, d]`` as a matrix in the order of the parameter row."""
+        c, d = blocks.shape[:2]
+        if not self.form.bias:
+            return blocks.reshape(c * d, c * d)
+        order = join_blocks(torch.arange(c * d, device=self.device).view(c, d), bias=True)
+        return blocks.reshape(c * d, c * d)[order][:, order]

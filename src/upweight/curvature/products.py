@@ -1,0 +1,163 @@
+"""Curvature matrices of any module, as products that never form the matrix."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, final
+
+from torch import Tensor
+from torch.func import grad
+
+from upweight.data import Batch
+from upweight.gradients import (
+    AutogradGradients,
+    map_rows,
+    math_attention,
+    pull_back,
+    push_forward,
+)
+from upweight.linalg import MeanOperator
+from upweight.objective import Objective
+from upweight.risk import Risk
+
+__all__ = ["EmpiricalFisher", "Fisher", "GaussNewton", "Hessian"]
+
+Product = Callable[[Tensor], Tensor]
+
+
+class _RiskCurvature(MeanOperator):
+    """Σ_i share_i A_i + Λ over the training data; a leaf supplies the product of one batch.
+
+    Args:
+        risk: the objective and its data.
+    """
+
+    def __init__(self, risk: Risk) -> None:
+        space = risk.objective.space
+        self.risk, self.count = risk, len(risk.data)
+        self.size, self.dtype, self.device = space.size, space.dtype, space.device
+
+    @abstractmethod
+    def product(self, batch: Batch, share: Tensor) -> Product:
+        """The map rows ``[m, p]`` -> Σ_i share_i A_i rows of one batch."""
+
+    @final
+    def apply(self, rows: Tensor) -> Tensor:
+        """One pass over the data for all rows."""
+        rows = rows.to(self.dtype)
+        total = rows * self.risk.objective.l2
+        with math_attention():
+            for batch, share in self.risk.batches():
+                total += self.product(batch, share)(rows)
+        return total
+
+    @final
+    def apply_sampled(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """Each group of rows times the curvature of its own examples."""
+        scale = self.count / positions.shape[1]
+        total = rows * self.risk.objective.l2
+        with math_attention():
+            for group, where in enumerate(positions):
+                batch, share = self.risk.at(where)
+                total[group] += self.product(batch, share * scale)(rows[group])
+        return total
+
+    @final
+    def restrict(self, positions: Tensor) -> "_RiskCurvature":
+        """The same curvature over some of the examples."""
+        return type(self)(Risk(self.risk.objective, self.risk.data.take(positions)))
+
+
+def _at(objective: Objective, batch: Batch) -> tuple[Callable[[Tensor], Any], Tensor]:
+    """Outputs as a function of the parameter row, and the row."""
+    space = objective.space
+    return lambda row: objective.outputs(space.unflatten(row), batch), space.row()
+
+
+@final
+class Hessian(_RiskCurvature):
+    """∇²R = Σ_i share_i ∇²ℓ_i + Λ, by reverse over reverse (Pearlmutter, 1994).
+
+    Args:
+        risk: the objective and its data.
+    """
+
+    def product(self, batch: Batch, share: Tensor) -> Product:
+        """One forward and double backward, shared by all rows."""
+        objective = self.risk.objective
+        space = objective.space
+
+        def total(row: Tensor) -> Tensor:
+            return (objective.losses(space.unflatten(row), batch) * share).sum()
+
+        _, pull = pull_back(grad(total), space.row())
+        return lambda rows: map_rows(pull, rows)
+
+
+@final
+class GaussNewton(_RiskCurvature):
+    """Generalised Gauss-Newton Σ_i share_i J_iᵀ ∇²_z ℓ_i J_i + Λ (Schraudolph, 2002).
+
+    z are the model's outputs and J_i their derivative; positive semidefinite when the loss is
+    convex in the outputs.
+
+    Args:
+        risk: the objective and its data.
+    """
+
+    def product(self, batch: Batch, share: Tensor) -> Product:
+        """Forward mode to the outputs, the loss's curvature there, reverse mode back."""
+        objective = self.risk.objective
+        outputs, row = _at(objective, batch)
+        z, back = pull_back(outputs, row)
+
+        def total(values: Any) -> Tensor:
+            return (objective.loss(values, batch.targets) * share).sum()
+
+        _, curve = pull_back(grad(total), z)
+
+        def single(direction: Tensor) -> Tensor:
+            pushed = push_forward(outputs, row, direction)
+            product: Tensor = back(curve(pushed))
+            return product
+
+        return lambda rows: map_rows(single, rows)
+
+
+@final
+class Fisher(_RiskCurvature):
+    """True Fisher Σ_i share_i E[∇ℓ_i ∇ℓ_iᵀ] + Λ over labels drawn from the model, in closed form.
+
+    Args:
+        risk: the objective and its data; the loss must be a negative log-probability.
+
+    Raises:
+        LossError: on the first product, when the loss has no likelihood.
+    """
+
+    def product(self, batch: Batch, share: Tensor) -> Product:
+        """Forward mode to the outputs, the Fisher there, reverse mode back."""
+        objective = self.risk.objective
+        outputs, row = _at(objective, batch)
+        z, back = pull_back(outputs, row)
+        spread = share.view(-1, *[1] * (z.dim() - 1))
+
+        def single(direction: Tensor) -> Tensor:
+            pushed = push_forward(outputs, row, direction)
+            product: Tensor = back(objective.loss.fisher(z, batch.targets, pushed) * spread)
+            return product
+
+        return lambda rows: map_rows(single, rows)
+
+
+@final
+class EmpiricalFisher(_RiskCurvature):
+    """Empirical Fisher Σ_i share_i ∇ℓ_i ∇ℓ_iᵀ + Λ with the given labels.
+
+    Args:
+        risk: the objective and its data.
+    """
+
+    def product(self, batch: Batch, share: Tensor) -> Product:
+        """Products with the gradients, weighted, combined again."""
+        gradients = AutogradGradients(self.risk.objective, batch)
+        return lambda rows: gradients.combine(gradients.dot(rows) * share)

@@ -1,0 +1,122 @@
+"""The score engine: preconditioned queries meet each training batch once; blocks go to a sink."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from upweight.bars import track
+from upweight.data import Batch, Data
+from upweight.errors import NonFiniteError
+from upweight.gradients import dense_gradients, per_example
+from upweight.linalg import Inverse
+from upweight.meaning import removal_gradient_row, removal_score
+from upweight.objective import Measure, Objective, require_finite
+from upweight.risk import DEFAULT_BATCH, Risk
+
+__all__ = ["MatrixSink", "Rescale", "Sink", "query_rows", "score", "self_influence"]
+
+Rescale = Callable[[Objective, Batch], Tensor]
+LARGE_BATCH = 4096
+ROW_BYTES = 256 * 2**20
+
+
+class Sink(ABC):
+    """Where blocks of scores go."""
+
+    @abstractmethod
+    def write(self, start: int, block: Tensor) -> None:
+        """Take the scores ``[q, b]`` of training rows start to start + b."""
+
+
+@final
+class MatrixSink(Sink):
+    """Keeps all scores in memory.
+
+    Args:
+        queries: q.
+        examples: N.
+        dtype: of the scores.
+    """
+
+    def __init__(self, queries: int, examples: int, dtype: torch.dtype) -> None:
+        self.matrix = np.empty((queries, examples), dtype=torch.empty(0, dtype=dtype).numpy().dtype)
+
+    def write(self, start: int, block: Tensor) -> None:
+        """Copy the block into its columns."""
+        self.matrix[:, start : start + block.shape[1]] = block.cpu().numpy()
+
+
+def query_rows(objective: Objective, queries: Data, measure: Measure) -> Tensor:
+    """Gradients ``[q, p]`` of the measure of every query, checked.
+
+    Raises:
+        LossError, NonFiniteError: the measure is not per example, or not finite.
+    """
+    objective.probe(queries, measure)
+    parts = []
+    for batch in queries.batches(queries.batch_size or DEFAULT_BATCH):
+        placed = objective.place(batch)
+        if measure == "loss":
+            objective.loss.check(
+                objective.outputs(objective.space.values(), placed), placed.targets
+            )
+        parts.append(dense_gradients(objective, placed, measure))
+    return torch.cat(parts)
+
+
+def _batch_rows(risk: Risk) -> int:
+    return risk.data.batch_size or LARGE_BATCH
+
+
+def score(risk: Risk, rows: Tensor, sink: Sink, rescale: Rescale | None = None) -> None:
+    """One pass over the training data: score[q, i] = share_i · s_q·∇ℓ̃(z_i).
+
+    Args:
+        risk: objective and training data.
+        rows: preconditioned queries s_q = ∇m(q) H⁻¹, ``[q, p]``.
+        sink: takes the blocks.
+        rescale: a factor ``[b]`` on each example's gradient, for the ablations; the L2 part is
+            left out then.
+
+    Raises:
+        NonFiniteError: naming the batch.
+    """
+    objective = risk.objective
+    extra = (rows @ removal_gradient_row(objective))[:, None]
+    start, count = 0, -(-len(risk.data) // _batch_rows(risk))
+    for batch, share in track(risk.batches(_batch_rows(risk)), "scores", count):
+        products = per_example(objective, batch).dot(rows)
+        products = products + extra if rescale is None else products * rescale(objective, batch)
+        require_finite(products.T, "The gradient product", batch)
+        sink.write(start, removal_score(products, share))
+        start += len(batch)
+
+
+def self_influence(risk: Risk, inverse: Inverse) -> np.ndarray:
+    """score[i, i] for every training example, ``[N]``, without the N x N matrix.
+
+    share_i · ∇ℓ_i H⁻¹ ∇ℓ̃_i: the predicted rise of an example's own loss when it is removed.
+
+    Raises:
+        NotConvergedError, IndefiniteError: a solve failed.
+    """
+    objective = risk.objective
+    extra = removal_gradient_row(objective)[None]
+    turned = inverse.apply(extra)[0] if bool(extra.any()) else None
+    size = max(1, min(DEFAULT_BATCH, ROW_BYTES // (8 * objective.space.size)))
+    parts = []
+    count = -(-len(risk.data) // size)
+    for batch, share in track(risk.batches(size), "self-influence", count):
+        rows = dense_gradients(objective, batch)
+        own = inverse.quadratic(rows)
+        if turned is not None:
+            own = own + rows @ turned
+        parts.append(removal_score(own, share))
+    values = torch.cat(parts)
+    if not bool(torch.isfinite(values).all()):
+        raise NonFiniteError("A self-influence is not finite. Check the damping and the losses.")
+    return values.cpu().numpy()

@@ -1,0 +1,341 @@
+"""The front: one object that explains, audits, predicts what-ifs and proves itself."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from upweight import audits, changes, validation
+from upweight.answers import ParameterChange, Perturbation, Validation, WhatIf
+from upweight.bars import track
+from upweight.data import Data
+from upweight.engine import MatrixSink, query_rows, score, self_influence
+from upweight.errors import InputError, ModelError
+from upweight.gradients import dense_gradients, mixed_derivative
+from upweight.linalg import Inverse, Status
+from upweight.meaning import meaning_of, removal_gradient_row
+from upweight.methods import Baseline, Method, resolve_method
+from upweight.objective import Measure, Objective
+from upweight.plan import Plan, make_plan
+from upweight.risk import Risk
+from upweight.scores import Provenance, Scores
+from upweight.tables import Table
+
+__all__ = ["Influence", "influence"]
+
+
+@final
+class Influence:
+    """Influence of training examples on a trained model.
+
+    Nothing is computed until something is asked. The model is only read: it is bit-identical
+    afterwards, also after an error.
+
+    Args:
+        model: a trained module, or an Objective (which then carries loss and l2).
+        train: what it was trained on: Dataset, DataLoader, tensors or arrays, or a Data with ids.
+        loss: a name, a torch criterion, or a callable (outputs, targets) -> ``[n]``.
+        l2: λ of ½λ‖θ‖² in the objective, or a mapping of name patterns to λ.
+        method: a row of ``METHODS``, a Method, a solver, or an inverse curvature with ``@``.
+        damping: added to the curvature beside l2.
+
+    Raises:
+        InputError: of the kind that tells which argument is at fault.
+
+    Example:
+        >>> import torch, upweight as uw
+        >>> x, y = torch.randn(20, 3), torch.arange(20) % 2
+        >>> inf = uw.Influence(nn.Linear(3, 2), (x, y), loss="cross_entropy", l2=0.01)
+        >>> len(inf.explain((x[:1], y[:1])).top(0, k=3))
+        3
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Objective,
+        train: Any,
+        *,
+        loss: object = None,
+        l2: float | Mapping[str, float] = 0.0,
+        method: object = "exact",
+        damping: float = 0.0,
+    ) -> None:
+        if isinstance(model, Objective):
+            if loss is not None or l2 != 0.0:
+                raise InputError("The Objective already carries loss and l2. Pass them only there.")
+            self.objective = model
+        else:
+            if loss is None:
+                raise InputError("Say what was minimised: loss='cross_entropy', for example.")
+            self.objective = Objective(model, loss, l2=l2)
+        if not 0 <= damping < float("inf"):
+            raise InputError(f"damping must be a finite number ≥ 0, got {damping!r}.")
+        self.data = Data.of(train)
+        self.damping = damping
+        self._asked = method
+        self._fingerprint = self.objective.space.fingerprint()
+
+    @cached_property
+    def risk(self) -> Risk:
+        """The objective bound to the training data, checked."""
+        return Risk(self.objective, self.data)
+
+    @cached_property
+    def method(self) -> Method | Baseline:
+        """The row of the method table."""
+        return resolve_method(self._asked, self.risk)
+
+    @cached_property
+    def inverse(self) -> Inverse:
+        """(H + damping)⁻¹, prepared once."""
+        if isinstance(self.method, Baseline):
+            raise InputError(
+                f"{self.method.name!r} is a baseline of similarities and inverts no curvature. "
+                "Use it with explain(), or choose another method."
+            )
+        return self.method.invert(self.risk, self.damping)
+
+    @cached_property
+    def identity(self) -> str:
+        """Hash of model, data and settings (one pass over the data)."""
+        objective = self.objective
+        settings = (
+            self._fingerprint,
+            self.data.fingerprint(),
+            objective.loss.name,
+            objective.removal,
+            str(objective.measure),
+            repr(self._asked),
+            self.damping,
+        )
+        digest = hashlib.sha256(repr(settings).encode())
+        digest.update(objective.l2.cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def _unchanged(self) -> None:
+        if self.objective.space.fingerprint() != self._fingerprint:
+            raise ModelError(
+                "The model's parameters changed after this Influence was made. Make a new one."
+            )
+
+    def plan(self, queries: Any) -> Plan:
+        """Passes, seconds and memory per stage, from a timed probe, before anything runs.
+
+        Raises:
+            InputError: whatever would stop the run itself.
+        """
+        self._unchanged()
+        return make_plan(self.risk, self.method, len(Data.of(queries)))
+
+    def _precondition(
+        self, queries: Data, measure: Measure, *, accept: bool
+    ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+        """Rows s_q = ∇m(q) H⁻¹ ``[q, p]``, their residuals ``[q]``, and caveats."""
+        rows = query_rows(self.objective, queries, measure)
+        solution = self.inverse.solve(rows)
+        if not accept:
+            solution.require()
+        failed = sum(status != Status.CONVERGED for status in solution.status)
+        kinds = sorted({s.value for s in solution.status if s != Status.CONVERGED})
+        caveat = f"{failed} of {len(rows)} solves accepted although {', '.join(kinds)}"
+        if solution.error is not None and bool(torch.isfinite(solution.error).any()):
+            noise = f"standard error of the solves ≤ {float(solution.error.nan_to_num().max()):.1%}"
+            return solution.value, solution.residual, (noise, *([caveat] if failed else []))
+        return solution.value, solution.residual, (caveat,) if failed else ()
+
+    def explain(
+        self, queries: Any, *, measure: Measure | None = None, accept: bool = False
+    ) -> Scores:
+        """Scores of every training example for every query.
+
+        score[q, i] = + share_i ∇m(q) H⁻¹ ∇ℓ̃(z_i): predicted change of the query's measure if the
+        example is removed (Koh & Liang, 2017, up to sign and scale). Positive = helpful for a loss.
+
+        Args:
+            queries: like ``train``; inputs with targets.
+            measure: what is asked of a query; the objective's own by default.
+            accept: keep solves that failed; the scores then say so.
+
+        Raises:
+            NotConvergedError, IndefiniteError: a solve failed.
+        """
+        self._unchanged()
+        asked, data = self.objective.measure if measure is None else measure, Data.of(queries)
+        if isinstance(self.method, Baseline):
+            return self._compare(self.method, data)
+        rows, residual, caveats = self._precondition(data, asked, accept=accept)
+        sink = MatrixSink(len(data), len(self.data), rows.dtype)
+        score(self.risk, rows, sink, self.method.rescale)
+        return Scores(
+            sink.matrix,
+            data.ids,
+            self.data.ids,
+            shares=self._shares(),
+            meaning=meaning_of(self.objective, asked),
+            provenance=self._provenance(residual.cpu().double().numpy(), caveats),
+        )
+
+    def _compare(self, baseline: Baseline, queries: Data) -> Scores:
+        """Similarities of a baseline in the layout of scores."""
+        sink = MatrixSink(len(queries), len(self.data), self.objective.space.dtype)
+        asked = self.objective.place(queries.at(torch.arange(len(queries))))
+        for batch, _ in track(self.risk.batches(4096), baseline.name):
+            block = baseline.similarity(asked.inputs, batch.inputs)
+            sink.write(int(batch.positions[0]), block)
+        return Scores(
+            sink.matrix,
+            queries.ids,
+            self.data.ids,
+            shares=self._shares(),
+            meaning=changes.baseline_meaning(baseline),
+            provenance=self._provenance(
+                np.full(len(queries), np.nan), ("a similarity, not a change on removal",)
+            ),
+        )
+
+    def _shares(self) -> np.ndarray:
+        return (self.risk.weights / self.risk.total).numpy()
+
+    def _provenance(self, residual: np.ndarray, caveats: tuple[str, ...]) -> Provenance:
+        return Provenance(
+            method=self.method.name,
+            damping=self.damping,
+            removal=self.objective.removal,
+            coverage=self.objective.space.coverage,
+            identity=self.identity,
+            residual=residual,
+            caveats=caveats,
+        )
+
+    def self_influence(self) -> np.ndarray:
+        """Predicted rise of each example's own loss if it is removed, ``[N]``, in the loss's unit.
+
+        share_i ∇ℓ_i H⁻¹ ∇ℓ̃_i, without the N x N matrix. Large: memorised, unusual or mislabelled.
+        """
+        self._unchanged()
+        return self_influence(self.risk, self.inverse)
+
+    def audit(self) -> Table:
+        """Suspicious labels, worst first, from this one model, in cleanlab's column names."""
+        return audits.audit(self.risk, self.self_influence())
+
+    def params(self, ids: Sequence[Any], *, accept: bool = False) -> ParameterChange:
+        """Predicted change of the parameters if each of the examples is removed.
+
+        Raises:
+            DataError: an id is unknown.
+        """
+        self._unchanged()
+        positions = self.data.positions(ids)
+        batch, share = self.risk.at(positions)
+        rows = dense_gradients(self.objective, batch) + removal_gradient_row(self.objective)
+        solution = self.inverse.solve(rows)
+        value = solution.value if accept else solution.require()
+        return ParameterChange(
+            self.data.ids[positions.numpy()], value * share[:, None], share, self.objective.space
+        )
+
+    def perturbation(
+        self, queries: Any, ids: Sequence[Any], *, accept: bool = False
+    ) -> Perturbation:
+        """Predicted change of each query's measure per unit change of training inputs.
+
+        Raises:
+            DataError: an id is unknown.
+            InputError: the inputs are integers.
+        """
+        self._unchanged()
+        data, positions = Data.of(queries), self.data.positions(ids)
+        rows, _, _ = self._precondition(data, self.objective.measure, accept=accept)
+        batch, share = self.risk.at(positions)
+        mixed = mixed_derivative(self.objective, batch, rows)
+        values = -mixed * share.view(1, -1, *[1] * (mixed.dim() - 2))
+        return Perturbation(data.ids, self.data.ids[positions.numpy()], values, share)
+
+    def whatif(
+        self,
+        *,
+        on: Any,
+        remove: Sequence[Any] = (),
+        relabel: Mapping[Any, Any] | None = None,
+        reweight: Mapping[Any, float] | None = None,
+        replace: Mapping[Any, Any] | None = None,
+    ) -> WhatIf:
+        """Predicted measures of queries after changing the training data, to first order.
+
+        Args:
+            on: queries.
+            remove: ids to drop.
+            relabel: id to new target (any size of change: z → z_δ of Koh & Liang, 2017).
+            reweight: id to a factor on its weight (0 removes, 2 doubles).
+            replace: id to a new example (inputs ..., target).
+
+        Raises:
+            DataError: an id is unknown, or named twice.
+        """
+        self._unchanged()
+        change = changes.Change(tuple(remove), relabel or {}, reweight or {}, replace or {})
+        data = Data.of(on)
+        rows, _, caveats = self._precondition(data, self.objective.measure, accept=False)
+        return changes.predict(self.risk, change, data, rows, caveats)
+
+    def validate(
+        self,
+        queries: Any,
+        *,
+        top: int = 20,
+        random: int = 20,
+        seed: int = 0,
+        retrain: Callable[[np.ndarray], nn.Module] | None = None,
+    ) -> Validation:
+        """Really remove examples one by one, refit, and compare with the predictions.
+
+        Args:
+            queries: whose measures are compared.
+            top: removals with the largest scores over the queries.
+            random: removals drawn at random.
+            seed: of the draw.
+            retrain: kept positions ``[N − 1]`` -> a model trained on them; by default each refit
+                continues from the present minimum in float64 until its gradient vanishes.
+
+        Raises:
+            NotConvergedError: the model is not at a minimum, so a refit has no meaning; pass
+                ``retrain``.
+        """
+        scores, data = self.explain(queries), Data.of(queries)
+        asked = validation.removals(scores, top, random, seed)
+        if retrain is None:
+            return validation.by_refit(self.risk, data, scores, asked)
+        return validation.by_retraining(self.objective, data, scores, (asked, retrain))
+
+
+def influence(
+    model: nn.Module | Objective,
+    train: Any,
+    queries: Any,
+    *,
+    loss: object = None,
+    l2: float | Mapping[str, float] = 0.0,
+    method: object = "exact",
+) -> Scores:
+    """Scores in one call: ``Influence(model, train, ...).explain(queries)``.
+
+    Args:
+        model: a trained module or an Objective.
+        train: its training data.
+        queries: what to explain.
+        loss: as in Influence.
+        l2: as in Influence.
+        method: as in Influence.
+
+    Example:
+        >>> import torch
+        >>> x, y = torch.randn(20, 3), torch.arange(20) % 2
+        >>> influence(nn.Linear(3, 2), (x, y), (x[:2], y[:2]), loss="cross_entropy", l2=0.1).shape
+        (2, 20)
+    """
+    return Influence(model, train, loss=loss, l2=l2, method=method).explain(queries)

@@ -1,0 +1,33 @@
+"""Per-example gradients as values: dense, factored, or never formed."""
+
+from upweight.gradients.autograd import (
+    AutogradGradients,
+    map_rows,
+    math_attention,
+    pull_back,
+    push_forward,
+)
+from upweight.gradients.inputs import mixed_derivative
+from upweight.gradients.linear import LinearForm, linear_form, residual
+from upweight.gradients.provide import dense_gradients, per_example
+from upweight.gradients.stacked import stacked_gradient, stacked_measure
+from upweight.gradients.values import DenseGradients, FactoredGradients, Gradients
+
+__all__ = [
+    "AutogradGradients",
+    "DenseGradients",
+    "FactoredGradients",
+    "Gradients",
+    "LinearForm",
+    "dense_gradients",
+    "linear_form",
+    "map_rows",
+    "math_attention",
+    "mixed_derivative",
+    "per_example",
+    "pull_back",
+    "push_forward",
+    "residual",
+    "stacked_gradient",
+    "stacked_measure",
+]

@@ -1,0 +1,144 @@
+"""Per-example gradients of any module through torch.func, formed only when that is cheaper."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.func import grad, jvp, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from upweight.data import Batch
+from upweight.gradients.values import Gradients
+from upweight.objective import Measure, Objective
+
+__all__ = ["AutogradGradients", "map_rows", "math_attention", "pull_back", "push_forward"]
+
+DENSE_BYTES = 256 * 2**20
+FEW_ROWS = 4
+ROW_CHUNK = 32
+
+
+@contextmanager
+def math_attention() -> Iterator[None]:
+    """Attention in plain operations, which have every derivative, for this block only."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _lacks_rule(error: Exception) -> bool:
+    """Whether torch says that an operation has no rule for the transformation that was tried."""
+    text = str(error)
+    return any(word in text for word in ("vmap", "forward AD", "forward-mode", "batching rule"))
+
+
+def map_rows(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """A function of one row on all rows ``[m, ...]``: vectorised, or one by one if it must be."""
+    if len(rows) == 1:
+        return function(rows[0])[None]
+    try:
+        mapped: Tensor = vmap(function, chunk_size=ROW_CHUNK)(rows)
+        return mapped
+    except (RuntimeError, NotImplementedError) as error:
+        if not _lacks_rule(error):
+            raise
+        return torch.stack([function(row) for row in rows])
+
+
+def pull_back(function: Callable[..., Any], point: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """The value at a point, and the map from a cotangent of it to one of the point."""
+    value, pull = vjp(function, point)[:2]
+    return value, lambda cotangent: pull(cotangent)[0]
+
+
+def push_forward(function: Callable[[Tensor], Any], point: Tensor, direction: Tensor) -> Any:
+    """The derivative of a function at a point along a direction, in the function's shape.
+
+    Forward mode; where an operation has no forward rule, two reverse passes give the same number.
+    """
+    try:
+        return jvp(function, (point,), (direction,))[1]
+    except (RuntimeError, NotImplementedError) as error:
+        if not _lacks_rule(error):
+            raise
+    value, pull = pull_back(function, point)
+    _, pull_twice = pull_back(pull, torch.ones_like(value))
+    return pull_twice(direction)
+
+
+@final
+class AutogradGradients(Gradients):
+    """Gradients of a measure of each example in the chosen parameters.
+
+    ``dot`` uses one forward-mode pass per row for a few rows, and per-example gradients in pieces
+    of bounded memory for many; ``combine`` is one reverse pass per row.
+
+    Args:
+        objective: the model and its parameters.
+        batch: placed examples.
+        measure: what to differentiate.
+    """
+
+    def __init__(self, objective: Objective, batch: Batch, measure: Measure = "loss") -> None:
+        self.objective, self.batch, self.count = objective, batch, len(batch)
+        self.row = objective.space.row()
+        self._measured = objective.measured(measure)
+
+    def _values(self, row: Tensor, batch: Batch) -> Tensor:
+        return self._measured(self.objective.space.unflatten(row), batch)
+
+    def dot(self, rows: Tensor) -> Tensor:
+        """Rows ``[q, p]`` times Gᵀ, ``[q, n]``."""
+        if len(rows) <= FEW_ROWS:
+            with math_attention():
+                return torch.stack(
+                    [
+                        push_forward(lambda row: self._values(row, self.batch), self.row, direction)
+                        for direction in rows
+                    ]
+                )
+        size = max(1, DENSE_BYTES // (rows.shape[1] * rows.element_size()))
+        pieces = [slice(i, i + size) for i in range(0, self.count, size)]
+        return torch.cat([rows @ self._dense(self.batch.part(piece)).T for piece in pieces], dim=1)
+
+    def combine(self, weights: Tensor) -> Tensor:
+        """Weights ``[m, n]`` times G, ``[m, p]``."""
+        _, pull = pull_back(lambda row: self._values(row, self.batch), self.row)
+        return map_rows(pull, weights)
+
+    def dense(self) -> Tensor:
+        """G, ``[n, p]``."""
+        return self._dense(self.batch)
+
+    def _dense(self, batch: Batch) -> Tensor:
+        def single(row: Tensor, inputs: Any, targets: Any) -> Tensor:
+            one = Batch(_unsqueeze(inputs), _unsqueeze(targets), batch.positions[:1])
+            return self._values(row, one)[0]
+
+        try:
+            over = (None, 0, None if batch.targets is None else 0)
+            matrix: Tensor = vmap(grad(single), in_dims=over)(self.row, batch.inputs, batch.targets)
+            return matrix.detach()
+        except (RuntimeError, NotImplementedError) as error:
+            if not _lacks_rule(error):
+                raise
+        slopes = grad(lambda row, one: self._values(row, one)[0])
+        return torch.stack(
+            [slopes(self.row, batch.part(slice(i, i + 1))) for i in range(len(batch))]
+        ).detach()
+
+
+def _unsqueeze(tree: Any) -> Any:
+    if isinstance(tree, Tensor):
+        return tree[None]
+    if isinstance(tree, dict):
+        return {key: _unsqueeze(value) for key, value in tree.items()}
+    if isinstance(tree, tuple):
+        return tuple(_unsqueeze(value) for value in tree)
+    return tree

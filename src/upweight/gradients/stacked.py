@@ -1,0 +1,57 @@
+"""Gradients and measures of many copies of one model at once."""
+
+import torch
+from torch import Tensor
+from torch.func import grad
+
+from upweight.data import Batch
+from upweight.gradients.autograd import map_rows
+from upweight.gradients.linear import linear_form, residual
+from upweight.gradients.values import join_blocks
+from upweight.objective import Measure, Objective
+
+__all__ = ["stacked_gradient", "stacked_measure"]
+
+PIECE_BYTES = 64 * 2**20
+
+
+def stacked_gradient(objective: Objective, batch: Batch, rows: Tensor, weights: Tensor) -> Tensor:
+    """Σ_i weight[m, i] ∇ℓ_i(θ_m) for models θ_m, without L2.
+
+    Args:
+        objective: the model's form and loss.
+        batch: placed examples, n of them.
+        rows: parameters of m models, ``[m, p]``.
+        weights: of each example for each model, ``[m, n]``.
+
+    Returns:
+        ``[m, p]``.
+    """
+    form = linear_form(objective, batch)
+    if form is None or not isinstance(batch.inputs, tuple):
+
+        def total(row: Tensor, weight: Tensor) -> Tensor:
+            return objective.losses(objective.space.unflatten(row), batch) @ weight
+
+        joined = torch.cat([rows, weights], dim=1)
+        p = rows.shape[1]
+        return map_rows(lambda both: grad(total)(both[:p], both[p:]), joined)
+    x = form.features(batch.inputs)
+    m, c = len(rows), form.layer.out_features
+    total_blocks = torch.zeros(m * c, x.shape[1], dtype=x.dtype, device=x.device)
+    size = max(1, PIECE_BYTES // (m * c * x.element_size()))
+    for start in range(0, len(x), size):
+        cut = slice(start, start + size)
+        z = form.outputs(x[cut], rows)
+        targets = batch.targets[cut].repeat_interleave(m, dim=0)
+        slope = residual(objective, z.flatten(0, 1), targets, "loss").view_as(z)
+        slope = slope * weights[:, cut].T[:, :, None]
+        total_blocks.addmm_(slope.reshape(len(slope), m * c).T, x[cut])
+    return join_blocks(total_blocks.view(m, c, -1), bias=form.bias)
+
+
+def stacked_measure(objective: Objective, batch: Batch, rows: Tensor, measure: Measure) -> Tensor:
+    """The measure ``[m, q]`` of a batch of queries under models with parameters ``[m, p]``."""
+    measured = objective.measured(measure)
+    with torch.no_grad():
+        return map_rows(lambda row: measured(objective.space.unflatten(row), batch), rows)

@@ -1,0 +1,117 @@
+"""Per-example gradients of one batch, as values that are contracted before they are formed."""
+
+from abc import ABC, abstractmethod
+from typing import final
+
+import torch
+from torch import Tensor
+
+__all__ = ["DenseGradients", "FactoredGradients", "Gradients", "join_blocks", "split_rows"]
+
+
+def split_rows(rows: Tensor, width: int, *, bias: bool) -> Tensor:
+    """Rows ``[..., p]`` of a linear layer as matrices ``[..., c, d]`` over features of that width.
+
+    With a bias, a row holds the weight ``[c, d−1]`` and then the bias ``[c]``, and the bias is
+    the last column of the matrix.
+    """
+    if not bias:
+        return rows.reshape(*rows.shape[:-1], -1, width)
+    outputs = rows.shape[-1] // width
+    weight = rows[..., :-outputs].reshape(*rows.shape[:-1], outputs, width - 1)
+    return torch.cat([weight, rows[..., -outputs:, None]], dim=-1)
+
+
+def join_blocks(blocks: Tensor, *, bias: bool) -> Tensor:
+    """Matrices ``[..., c, d]`` back to rows ``[..., p]``."""
+    if not bias:
+        return blocks.flatten(-2)
+    return torch.cat([blocks[..., :-1].flatten(-2), blocks[..., -1]], dim=-1)
+
+
+class Gradients(ABC):
+    """Gradients g_i of n examples in p parameters, rows of a matrix G that need not exist.
+
+    Attributes:
+        count: n.
+    """
+
+    count: int
+
+    @abstractmethod
+    def dot(self, rows: Tensor) -> Tensor:
+        """Rows ``[q, p]`` times Gᵀ: products ``[q, n]``."""
+
+    @abstractmethod
+    def combine(self, weights: Tensor) -> Tensor:
+        """Weights ``[m, n]`` times G: weighted sums ``[m, p]``."""
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """G itself, ``[n, p]``."""
+
+
+@final
+class DenseGradients(Gradients):
+    """Gradients that exist as a matrix.
+
+    Args:
+        matrix: G, ``[n, p]``.
+
+    Example:
+        >>> DenseGradients(torch.eye(2)).dot(torch.tensor([[3.0, 4.0]]))
+        tensor([[3., 4.]])
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.matrix, self.count = matrix, len(matrix)
+
+    def dot(self, rows: Tensor) -> Tensor:
+        """Rows times Gᵀ."""
+        return rows @ self.matrix.T
+
+    def combine(self, weights: Tensor) -> Tensor:
+        """Weights times G."""
+        return weights @ self.matrix
+
+    def dense(self) -> Tensor:
+        """G."""
+        return self.matrix
+
+
+@final
+class FactoredGradients(Gradients):
+    """Gradients r_i ⊗ x_i of a linear map z = x Wᵀ, with p = c·d.
+
+    Args:
+        residual: r, the derivative in the outputs, ``[n, c]``.
+        features: x, ``[n, d]``.
+        bias: whether the last feature is the 1 of a bias (see ``split_rows``).
+
+    Example:
+        >>> FactoredGradients(torch.ones(1, 2), torch.tensor([[3.0, 4.0]])).dense()
+        tensor([[3., 4., 3., 4.]])
+    """
+
+    def __init__(self, residual: Tensor, features: Tensor, *, bias: bool = False) -> None:
+        self.residual, self.features, self.bias = residual, features, bias
+        self.count = len(residual)
+
+    def dot(self, rows: Tensor) -> Tensor:
+        """Project the features first (n·q·c·d), then contract with the residual (n·q·c)."""
+        (n, c), d = self.residual.shape, self.features.shape[1]
+        blocks = split_rows(rows, d, bias=self.bias)
+        projected = self.features @ blocks.flatten(0, 1).T
+        return torch.matmul(projected.view(n, -1, c), self.residual[:, :, None])[..., 0].T
+
+    def combine(self, weights: Tensor) -> Tensor:
+        """(w_i r_i)ᵀ x, one product for all m."""
+        m, c = len(weights), self.residual.shape[1]
+        scaled = weights.T[:, :, None] * self.residual[:, None, :]
+        blocks = scaled.reshape(self.count, m * c).T @ self.features
+        return join_blocks(blocks.view(m, c, -1), bias=self.bias)
+
+    def dense(self) -> Tensor:
+        """All outer products, ``[n, p]``."""
+        outer = self.residual[:, :, None] * self.features[:, None, :]
+        return join_blocks(outer, bias=self.bias)

@@ -1,0 +1,86 @@
+"""What a solve gives back: rows, how well each was solved, and why it stopped."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import final
+
+import torch
+from torch import Tensor
+
+from upweight.errors import IndefiniteError, NotConvergedError, UpweightError
+
+__all__ = ["Solution", "Status"]
+
+
+class Status(StrEnum):
+    """Why the solve of one row stopped."""
+
+    CONVERGED = "converged"
+    NOT_CONVERGED = "not converged"
+    NEGATIVE_CURVATURE = "negative curvature"
+    DIVERGED = "diverged"
+
+
+_REMEDY: dict[Status, tuple[type[UpweightError], str]] = {
+    Status.NOT_CONVERGED: (
+        NotConvergedError,
+        "Raise the number of steps, loosen the tolerance, or add damping.",
+    ),
+    Status.NEGATIVE_CURVATURE: (
+        IndefiniteError,
+        "The curvature bends down along a direction, so its inverse is not the answer to a "
+        "removal. Add damping larger than its most negative eigenvalue, or use the GGN.",
+    ),
+    Status.DIVERGED: (
+        NotConvergedError,
+        "The iteration grew without bound. Raise the scale (or leave it to 'auto'), or add "
+        "damping.",
+    ),
+}
+
+
+@final
+@dataclass(frozen=True)
+class Solution:
+    """Rows X that solve X A = B, row by row.
+
+    Attributes:
+        value: X, ``[m, p]``.
+        residual: ‖b − A x‖ / ‖b‖ of each row, ``[m]``, measured and not estimated; NaN where it
+            was not measured.
+        status: why each row stopped.
+        steps: iterations, or 0 for a direct solve.
+        error: estimated relative error of each row, ``[m]``, where the solver is random.
+    """
+
+    value: Tensor
+    residual: Tensor
+    status: tuple[Status, ...]
+    steps: int = 0
+    error: Tensor | None = None
+
+    def require(self) -> Tensor:
+        """The rows, if every one was solved.
+
+        Raises:
+            NotConvergedError, IndefiniteError: with the worst row's residual and the remedy.
+        """
+        failed = [row for row, status in enumerate(self.status) if status != Status.CONVERGED]
+        if not failed:
+            return self.value
+        residual = self.residual[failed]
+        worst = failed[int(torch.nan_to_num(residual, nan=torch.inf).argmax())]
+        status = self.status[worst]
+        kind, remedy = _REMEDY[status]
+        raise kind(
+            f"{len(failed)} of {len(self.status)} solves failed: {status.value} after {self.steps} "
+            f"steps with relative residual {float(self.residual[worst]):.1e}. {remedy} "
+            "Pass accept=True to keep the result all the same; it will say so."
+        )
+
+
+def relative_residual(rhs: Tensor, product: Tensor) -> Tensor:
+    """‖b − A x‖ / ‖b‖ per row ``[m]``; 0 for a zero right-hand side that is met."""
+    norm = rhs.norm(dim=1)
+    relative: Tensor = (rhs - product).norm(dim=1) / torch.where(norm > 0, norm, 1.0)
+    return relative

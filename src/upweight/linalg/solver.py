@@ -1,0 +1,40 @@
+"""Solvers: work that depends on the operator is done once, then many rows are solved."""
+
+from abc import ABC, abstractmethod
+from typing import final
+
+from torch import Tensor
+
+from upweight.linalg.operator import Operator
+from upweight.linalg.solution import Solution
+
+__all__ = ["Inverse", "Solver"]
+
+
+class Solver(ABC):
+    """A way to invert operators.
+
+    ``init(A)`` does the work that depends on A alone and returns an Inverse; a stochastic solver
+    asks A for more than its product and raises InputError when A cannot give it.
+    """
+
+    @abstractmethod
+    def init(self, operator: Operator) -> "Inverse":
+        """The inverse of an operator, which is an operator again."""
+
+
+class Inverse(Operator):
+    """A⁻¹ as an operator; ``solve`` tells how well each row was solved."""
+
+    @abstractmethod
+    def solve(self, rows: Tensor) -> Solution:
+        """Rows X ``[m, p]`` with X A = rows."""
+
+    @abstractmethod
+    def quadratic(self, rows: Tensor) -> Tensor:
+        """B A⁻¹ b of every row, ``[m]``, as cheaply as the solver can."""
+
+    @final
+    def apply(self, rows: Tensor) -> Tensor:
+        """Rows times A⁻¹; raises when a row was not solved."""
+        return self.solve(rows).require()

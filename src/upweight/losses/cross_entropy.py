@@ -1,0 +1,185 @@
+"""Softmax cross-entropy per example, for rows, sequences and images."""
+
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from upweight.errors import LossError
+from upweight.losses.base import OutputLoss
+
+__all__ = ["CrossEntropy"]
+
+
+@final
+class CrossEntropy(OutputLoss):
+    """Softmax cross-entropy, ℓ = −Σ_k y_k log softmax(z)_k, in nats.
+
+    Outputs ``[n, c]`` with integer targets ``[n]`` or probabilities ``[n, c]``. Sequences and
+    images: outputs ``[n, c, *s]`` (torch's layout) or ``[n, *s, c]`` (language models) with targets
+    ``[n, *s]``; the loss is then the mean over the positions that count, and the example weighs as
+    many as it has, so that R is torch's mean over all positions.
+
+    Args:
+        weight: class weights ``[c]``; they weigh examples in the mean, as in torch.
+        label_smoothing: ε of Szegedy et al. (2016).
+        ignore_index: target that does not count.
+
+    Raises:
+        LossError: class weights together with label smoothing, or labels outside 0..c−1.
+
+    Example:
+        >>> CrossEntropy()(torch.zeros(2, 4), torch.tensor([0, 3]))
+        tensor([1.3863, 1.3863])
+    """
+
+    def __init__(
+        self,
+        *,
+        weight: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        ignore_index: int = -100,
+    ) -> None:
+        if weight is not None and label_smoothing:
+            raise LossError(
+                "Class weights together with label smoothing weigh the smoothed part of each loss "
+                "by other classes than its own. Use one of the two, or a callable returning [n]."
+            )
+        self.weight = weight
+        self.label_smoothing = label_smoothing
+        self.ignore_index = ignore_index
+        self.name, self.unit = "cross_entropy", "nats"
+
+    def _class_last(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if outputs.dim() == 2 or outputs.shape == targets.shape:
+            return outputs
+        last, second = (
+            outputs.shape[:-1] == targets.shape,
+            targets.shape == (outputs.shape[:1] + outputs.shape[2:]),
+        )
+        if last and second:
+            raise LossError(
+                f"Outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} leave open "
+                "which axis holds the classes. Pass a callable that flattens them."
+            )
+        return outputs if last else outputs.movedim(1, -1)
+
+    def _positions(self, targets: Tensor) -> Tensor:
+        counted = (targets != self.ignore_index).to(torch.get_default_dtype())
+        if self.weight is not None:
+            known = self.weight.to(targets.device)
+            counted = counted * known[targets.clamp(0, len(known) - 1)]
+        return counted
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Losses ``[n]`` in nats; 0 for an example whose positions are all ignored."""
+        logits = self._class_last(outputs, targets)
+        log_p = F.log_softmax(logits, dim=-1)
+        if targets.is_floating_point():
+            return -(self._smooth(targets) * log_p).flatten(1).sum(1)
+        counted = targets != self.ignore_index
+        nll = -log_p.gather(-1, torch.where(counted, targets, 0)[..., None])[..., 0]
+        if self.label_smoothing:
+            nll = (1 - self.label_smoothing) * nll - self.label_smoothing * log_p.mean(-1)
+        weight = self._positions(targets).to(nll.dtype)
+        total = weight.flatten(1).sum(1) if weight.dim() > 1 else weight
+        summed = (nll * weight).flatten(1).sum(1) if weight.dim() > 1 else nll * weight
+        return summed / torch.where(total > 0, total, 1.0)
+
+    def _smooth(self, probabilities: Tensor) -> Tensor:
+        epsilon = self.label_smoothing
+        return (1 - epsilon) * probabilities + epsilon / probabilities.shape[-1]
+
+    def check(self, outputs: Tensor, targets: Tensor) -> None:
+        """Raise LossError for outputs of another shape or a label outside 0..c−1."""
+        if not isinstance(outputs, Tensor) or outputs.dim() < 2:
+            shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+            raise LossError(f"cross_entropy expects outputs [n, classes], got {shape}.")
+        if targets.is_floating_point():
+            if targets.shape != outputs.shape or self.weight is not None or outputs.dim() != 2:
+                raise LossError(
+                    f"Targets of dtype {targets.dtype} are read as probabilities [n, classes] "
+                    f"without class weights, but have shape {tuple(targets.shape)} for outputs "
+                    f"{tuple(outputs.shape)}. Use integer labels, or match the shapes."
+                )
+            return
+        inner = outputs.shape[:1] + outputs.shape[2:]
+        if targets.shape not in (outputs.shape[:-1], inner):
+            raise LossError(
+                f"Targets {tuple(targets.shape)} do not fit outputs {tuple(outputs.shape)}: "
+                "expected one label per row (and position)."
+            )
+        classes = self._class_last(outputs, targets).shape[-1]
+        wrong = (targets != self.ignore_index) & ((targets < 0) | (targets >= classes))
+        if bool(wrong.any()):
+            raise LossError(
+                f"The label {int(targets[wrong][0])} is unknown: the model has {classes} outputs, "
+                f"so labels are 0 to {classes - 1} (or ignore_index={self.ignore_index})."
+            )
+        if self.weight is not None and len(self.weight) != classes:
+            raise LossError(f"{len(self.weight)} class weights for {classes} classes.")
+
+    def weights(self, targets: Tensor) -> Tensor | None:
+        """Σ over counted positions of the class weight, ``[n]``; None when all are 1."""
+        if targets.is_floating_point():
+            return None
+        plain = self.weight is None and targets.dim() == 1
+        if plain and not bool((targets == self.ignore_index).any()):
+            return None
+        positions = self._positions(targets)
+        return positions.flatten(1).sum(1) if positions.dim() > 1 else positions
+
+    def residual(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """softmax(z) − y (smoothed), ``[n, c]``; 0 where ignored."""
+        p = torch.softmax(outputs, 1)
+        if targets.is_floating_point():
+            return p - self._smooth(targets)
+        counted = targets != self.ignore_index
+        hot = F.one_hot(torch.where(counted, targets, 0), outputs.shape[1]).to(p.dtype)
+        return (p - self._smooth(hot)) * counted[:, None]
+
+    def curve(self, outputs: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
+        """(diag p − p pᵀ) rows, ``[n, m, c]``; 0 where ignored."""
+        p = torch.softmax(outputs, 1)
+        if not targets.is_floating_point() and bool((targets == self.ignore_index).any()):
+            rows = rows * (targets != self.ignore_index)[:, None, None]
+        return (rows - rows @ p[:, :, None]).mul_(p[:, None, :])
+
+    def fisher(self, outputs: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
+        """(diag p − p pᵀ) rows; positions are independent, so a mean over s gives 1/s²."""
+        if self.label_smoothing or targets.is_floating_point():
+            return super().fisher(outputs, targets, rows)
+        p = torch.softmax(self._class_last(outputs, targets), -1)
+        u = self._class_last(rows, targets)
+        weight = self._positions(targets).to(p.dtype)
+        total = weight.flatten(1).sum(1) if weight.dim() > 1 else weight
+        share = weight / torch.where(total > 0, total, 1.0).view(-1, *[1] * (weight.dim() - 1))
+        product = p * (u - (p * u).sum(-1, keepdim=True)) * (share**2)[..., None]
+        return (
+            product
+            if outputs.dim() == 2 or product.shape == outputs.shape
+            else (product.movedim(-1, 1))
+        )
+
+    def _pick(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if outputs.dim() != 2 or targets.dim() != 1:
+            raise LossError("Logit and margin are defined for outputs [n, classes] and labels [n].")
+        return outputs.gather(1, targets[:, None])[:, 0]
+
+    def logit(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """z_y, ``[n]``."""
+        return self._pick(outputs, targets)
+
+    def margin(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """z_y − log Σ_{k≠y} exp z_k, the log-odds of the target, ``[n]``."""
+        hot = F.one_hot(targets, outputs.shape[1]).bool()
+        return self._pick(outputs, targets) - outputs.masked_fill(hot, -torch.inf).logsumexp(1)
+
+    def log_probability(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Log softmax(z)_y (mean over positions), without smoothing, ``[n]``."""
+        return -CrossEntropy(ignore_index=self.ignore_index)(outputs, targets)
+
+    def predict(self, outputs: Tensor) -> Tensor | None:
+        """The largest output, ``[n]``, for outputs ``[n, c]``."""
+        return outputs.argmax(1) if outputs.dim() == 2 else None

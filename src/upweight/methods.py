@@ -1,0 +1,198 @@
+"""The table of methods: each is curvature x inverse x gradients, and one row."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from upweight.curvature import Subsample, curvature
+from upweight.data import Batch
+from upweight.engine import Rescale
+from upweight.errors import InputError
+from upweight.linalg import (
+    CG,
+    Cholesky,
+    Identity,
+    Inverse,
+    LiSSA,
+    Operator,
+    Solution,
+    Solver,
+    Status,
+)
+from upweight.objective import Objective
+from upweight.risk import Risk
+from upweight.sources import leaves
+
+__all__ = ["METHODS", "Baseline", "Method", "resolve_method"]
+
+
+@final
+@dataclass(frozen=True)
+class Method:
+    """How queries are preconditioned and training gradients weighed.
+
+    Attributes:
+        name: as in tables and on the command line.
+        summary: one line for a person.
+        curvature: "hessian", "ggn", "fisher" or "empirical_fisher".
+        solver: how the curvature is inverted; None for the identity in place of H⁻¹.
+        rescale: a factor on each training gradient (ablations only).
+
+    Example:
+        >>> Method("my cg", "tight tolerance", solver=CG(rtol=1e-10)).curvature
+        'hessian'
+    """
+
+    name: str
+    summary: str
+    curvature: str = "hessian"
+    solver: Solver | None = None
+    rescale: Rescale | None = None
+
+    def invert(self, risk: Risk, damping: float) -> Inverse:
+        """(H + damping)⁻¹, or the identity."""
+        if self.solver is None:
+            return _identity(risk)
+        return self.solver.init(curvature(self.curvature, risk) + damping)
+
+
+@final
+@dataclass(frozen=True)
+class Baseline:
+    """A similarity of inputs, with no gradient and no unit of loss.
+
+    Attributes:
+        name: as in tables.
+        summary: one line for a person.
+        unit: of its values.
+        similarity: (query inputs, training inputs) -> ``[q, n]``, larger = more alike.
+    """
+
+    name: str
+    summary: str
+    unit: str
+    similarity: Callable[[Any, Any], Tensor]
+
+
+@final
+class _Given(Inverse):
+    """An inverse that somebody else made: any object with ``@`` on columns ``[p, m]``."""
+
+    def __init__(self, product: Callable[[Tensor], Tensor], risk: Risk) -> None:
+        space = risk.objective.space
+        self.product = product
+        self.size, self.dtype, self.device = space.size, space.dtype, space.device
+
+    def solve(self, rows: Tensor) -> Solution:
+        """The product; its residual is unknown."""
+        unknown = torch.full((len(rows),), torch.nan, dtype=rows.dtype, device=rows.device)
+        return Solution(self.product(rows), unknown, (Status.CONVERGED,) * len(rows))
+
+    def quadratic(self, rows: Tensor) -> Tensor:
+        """B A⁻¹ b by the product."""
+        return (rows * self.product(rows)).sum(1)
+
+
+def _identity(risk: Risk) -> Inverse:
+    space = risk.objective.space
+    return _Given(Identity(space.size, space.dtype, space.device).apply, risk)
+
+
+@final
+@dataclass(frozen=True)
+class GivenInverse(Solver):
+    """A ready inverse curvature in place of a solver."""
+
+    inverse: Any
+    risk: Risk
+
+    def init(self, operator: Operator) -> Inverse:
+        """The given object, asked on columns as SciPy's and curvlinops' operators expect."""
+
+        def product(rows: Tensor) -> Tensor:
+            if isinstance(self.inverse, Operator):
+                return self.inverse.apply(rows)
+            return torch.as_tensor(self.inverse @ rows.T).T.to(rows)
+
+        return _Given(product, self.risk)
+
+
+def _without_loss(objective: Objective, batch: Batch) -> Tensor:
+    """1/(1 − exp(−ℓ)): divides out how badly the example is fitted, leaving −y x for logistic.
+
+    For cross-entropy 1 − exp(−ℓ) is the probability of the other classes, the factor by which
+    Figure 1 of Koh & Liang (2017) shows training loss to matter.
+    """
+    if objective.loss.unit != "nats":
+        raise InputError(
+            "The ablation 'no train loss' is defined for cross-entropies. Use another method."
+        )
+    with torch.no_grad():
+        losses = objective.losses(objective.space.values(), batch)
+    return 1 / -torch.expm1(-losses).clamp_max(-torch.finfo(losses.dtype).tiny)
+
+
+def _negative_distance(queries: Any, train: Any) -> Tensor:
+    """−‖x_q − x_i‖ over all floating inputs."""
+    flat = [
+        torch.cat([x.flatten(1) for x in leaves(part) if x.is_floating_point()], dim=1)
+        for part in (queries, train)
+    ]
+    return -torch.cdist(flat[0], flat[1])
+
+
+_CG = CG(preconditioner=Subsample())
+
+METHODS: dict[str, Method | Baseline] = {
+    row.name: row
+    for row in (
+        Method("exact", "Hessian, Cholesky factorisation; small models", "hessian", Cholesky()),
+        Method("cg", "Hessian, conjugate gradients; residual per query", "hessian", _CG),
+        Method("lissa", "Hessian, the paper's stochastic series", "hessian", LiSSA()),
+        Method("ggn", "Gauss-Newton, Cholesky; positive for any network", "ggn", Cholesky()),
+        Method("ggn_cg", "Gauss-Newton, conjugate gradients", "ggn", _CG),
+        Method("fisher", "true Fisher, Cholesky", "fisher", Cholesky()),
+        Method("empirical_fisher", "empirical Fisher, Cholesky", "empirical_fisher", Cholesky()),
+        Method("no_hessian", "gradient dot product: identity for H⁻¹"),
+        Method(
+            "no_train_loss",
+            "exact, each gradient divided by its misfit (ablation)",
+            "hessian",
+            Cholesky(),
+            _without_loss,
+        ),
+        Method("neither", "no Hessian and no train loss (ablation)", rescale=_without_loss),
+        Baseline(
+            "euclidean",
+            "minus the distance between inputs",
+            "minus input distance",
+            _negative_distance,
+        ),
+    )
+}
+
+
+def resolve_method(method: object, risk: Risk) -> Method | Baseline:
+    """A row of the table from its name, a row, a solver, or a ready inverse curvature.
+
+    Raises:
+        InputError: the name is unknown or the object has no ``@``.
+    """
+    if isinstance(method, (Method, Baseline)):
+        return method
+    if isinstance(method, str):
+        if method not in METHODS:
+            raise InputError(f"The method {method!r} is unknown. Known: {', '.join(METHODS)}.")
+        return METHODS[method]
+    if isinstance(method, Solver):
+        return Method(type(method).__name__.lower(), "Hessian, given solver", solver=method)
+    if hasattr(method, "__matmul__"):
+        solver = GivenInverse(method, risk)
+        return Method(type(method).__name__, "given inverse curvature", solver=solver)
+    raise InputError(
+        f"method is a name ({', '.join(METHODS)}), a Method, a solver, or an inverse curvature "
+        f"with @; got {type(method).__name__}."
+    )

@@ -1,0 +1,204 @@
+"""What was minimised, R(θ) = Σ w_i ℓ(z_i, θ) / Σ w_i + ½ θᵀ Λ θ, and what is asked of a query."""
+
+import copy
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from upweight.data import Batch, Data
+from upweight.errors import InputError, LossError, ModelError, NonFiniteError
+from upweight.losses import CustomLoss, Loss, resolve
+from upweight.parameters import ParameterSpace, Select
+
+__all__ = ["MEASURES", "Measure", "Objective", "Removal"]
+
+Removal = Literal["mean", "sum"]
+Measure = str | Callable[[Any, Any], Tensor]
+MEASURES = ("loss", "margin", "logit", "log_probability")
+
+_RANDOM_MODULES = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
+
+
+def _refuse_train_mode(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        dropping = isinstance(module, (nn.MultiheadAttention, nn.RNNBase)) and module.dropout > 0
+        if module.training and (isinstance(module, _RANDOM_MODULES) or dropping):
+            raise ModelError(
+                f"The model is in train mode and {name or 'it'} ({type(module).__name__}) is "
+                "random or depends on the batch there. Call model.eval() first."
+            )
+
+
+@final
+class Objective:
+    """What was minimised, and what is asked of a query.
+
+    R(θ) = Σ_i w_i ℓ(z_i, θ) / Σ_i w_i + ½ Σ_b λ_b ‖θ_b‖² over parameter blocks b.
+
+    Args:
+        model: any module, in the mode it is to be explained in.
+        loss: a name, a torch criterion, or a callable (outputs, targets) -> ``[n]``.
+        l2: λ, or a mapping of name patterns to λ (the first that matches counts, else 0). Weight
+            decay belongs here: it is part of the curvature. Adam's or AdamW's is not in the loss.
+        removal: what happens to L2 when an example goes. ``"mean"``: L2 sits inside each example's
+            loss, so a refit minimises the mean over n−1 plus the same L2 (Koh & Liang, 2017).
+            ``"sum"``: L2 keeps its size against the sum of losses (Koh et al., 2019).
+        parameters: which parameters to differentiate; None for all that require gradients.
+        measure: what is asked of a query: ``"loss"`` (without L2), ``"margin"``, ``"logit"``,
+            ``"log_probability"``, or a callable (outputs, targets) -> ``[q]``.
+
+    Raises:
+        ModelError: random layers in train mode, or no parameter to differentiate.
+        LossError: an unknown loss or measure.
+
+    Example:
+        >>> objective = Objective(nn.Linear(3, 2), "cross_entropy", l2=0.01)
+        >>> objective.space.size
+        8
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: object,
+        *,
+        l2: float | Mapping[str, float] = 0.0,
+        removal: Removal = "mean",
+        parameters: Select = None,
+        measure: Measure = "loss",
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise ModelError(f"The model must be a torch.nn.Module, got {type(model).__name__}.")
+        if removal not in ("mean", "sum"):
+            raise InputError(f"removal is 'mean' or 'sum', got {removal!r}.")
+        _refuse_train_mode(model)
+        self.model = model
+        self.loss: Loss = resolve(loss)
+        self.removal: Removal = removal
+        self.space = ParameterSpace(model, parameters)
+        self.l2 = self._l2_row(l2)
+        self.measure = check_measure(measure)
+
+    def in_double(self) -> "Objective":
+        """The same objective on a float64 copy of the model."""
+        twin = copy.copy(self)
+        twin.model = copy.deepcopy(self.model).double()
+        twin.space = ParameterSpace(twin.model, list(self.space.shapes))
+        twin.l2 = self.l2.double()
+        return twin
+
+    def _l2_row(self, l2: float | Mapping[str, float]) -> Tensor:
+        """λ of every position of the parameter row, ``[p]``."""
+        table = l2 if isinstance(l2, Mapping) else {"*": l2}
+        for pattern, value in table.items():
+            if not (isinstance(value, (int, float)) and 0 <= value < float("inf")):
+                raise InputError(f"l2 must be a finite number ≥ 0, got {value!r}.")
+            if not any(fnmatchcase(name, pattern) for name in self.space.shapes):
+                raise InputError(
+                    f"The l2 pattern {pattern!r} matches no chosen parameter. "
+                    f"They are: {', '.join(self.space.shapes)}."
+                )
+        blocks = {}
+        for name, shape in self.space.shapes.items():
+            found = [value for pattern, value in table.items() if fnmatchcase(name, pattern)]
+            blocks[name] = torch.full(
+                shape, found[0] if found else 0.0, dtype=self.space.dtype, device=self.space.device
+            )
+        return self.space.flatten(blocks)
+
+    def place(self, batch: Batch) -> Batch:
+        """The batch on the model's device in the model's dtype."""
+        return batch.to(self.space.device, self.space.dtype)
+
+    def outputs(self, params: Mapping[str, Tensor], batch: Batch) -> Any:
+        """Outputs of the model at given parameters; logits where the loss is a named one."""
+        arguments = batch.inputs
+        if isinstance(arguments, dict):
+            outputs = functional_call(self.model, dict(params), (), arguments)
+        else:
+            outputs = functional_call(self.model, dict(params), arguments)
+        if isinstance(self.loss, CustomLoss) or isinstance(outputs, Tensor):
+            return outputs
+        return getattr(outputs, "logits", outputs)
+
+    def losses(self, params: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Losses ``[n]`` without L2 at given parameters (differentiable)."""
+        return self.loss(self.outputs(params, batch), batch.targets)
+
+    def measured(self, measure: Measure) -> Callable[[Mapping[str, Tensor], Batch], Tensor]:
+        """The function (params, batch) -> ``[q]`` of a measure."""
+        if callable(measure):
+            asked = measure
+        elif measure == "loss":
+            return self.losses
+        else:
+            asked = getattr(self.loss, check_measure(measure))
+        return lambda params, batch: asked(self.outputs(params, batch), batch.targets)
+
+    def probe(self, data: Data, measure: Measure = "loss") -> None:
+        """Check on a few rows that the measure is per example, finite, certain and uncoupled.
+
+        Raises:
+            LossError: not of shape ``[n]``, or rows that influence each other's values.
+            ModelError: two evaluations differ.
+            NonFiniteError: NaN or infinity.
+        """
+        rows = torch.arange(min(4, len(data)))
+        batch = self.place(data.at(rows))
+        function, params = self.measured(measure), self.space.values()
+        with torch.no_grad():
+            outputs = self.outputs(params, batch)
+            self.loss.check(outputs, batch.targets)
+            whole = function(params, batch)
+            label = "loss" if measure == "loss" else "measure"
+            if not isinstance(whole, Tensor) or whole.shape != (len(rows),):
+                shape = tuple(whole.shape) if isinstance(whole, Tensor) else type(whole).__name__
+                raise LossError(
+                    f"The {label} must give one number per example, shape [{len(rows)}] for "
+                    f"{len(rows)} rows; got {shape}. Use reduction='none' and average over "
+                    "everything but the first axis."
+                )
+            require_finite(whole, f"The {label}", batch)
+            if not torch.equal(whole, function(params, batch)):
+                raise ModelError(
+                    "Two evaluations of the same rows differ. Call model.eval(), and seed or "
+                    "remove randomness in the model and the loss."
+                )
+            parts = [function(params, batch.part(slice(i, i + 1))) for i in range(len(rows))]
+        tolerance = 1e-2 if whole.dtype in (torch.bfloat16, torch.float16) else 1e-4
+        if not torch.allclose(whole, torch.cat(parts), rtol=tolerance, atol=tolerance):
+            raise LossError(
+                f"The {label} of an example changes with the other examples of its batch (batch "
+                "normalisation in train mode, or a loss that couples rows). Influence needs one "
+                "number per example that depends on that example alone."
+            )
+
+
+def check_measure(measure: Measure) -> Any:
+    """The measure itself, if it is known."""
+    if not callable(measure) and measure not in MEASURES:
+        raise LossError(
+            f"The measure {measure!r} is unknown. Use one of {', '.join(MEASURES)}, or a callable "
+            "(outputs, targets) -> [q]."
+        )
+    return measure
+
+
+def require_finite(values: Tensor, what: str, batch: Batch) -> None:
+    """Raise NonFiniteError naming the first row of the batch that is not finite."""
+    finite = torch.isfinite(values)
+    if not bool(finite.all()):
+        row = (
+            int((~finite).flatten(1).any(1).nonzero()[0])
+            if values.dim() > 1
+            else int((~finite).nonzero()[0])
+        )
+        raise NonFiniteError(
+            f"{what} is {values[row].flatten()[~finite[row].flatten()][0].item()} at row "
+            f"{int(batch.positions[row])} (batch of rows {int(batch.positions[0])} to "
+            f"{int(batch.positions[-1])}). Look for NaN inputs, log(0) or overflow there."
+        )

@@ -1,0 +1,133 @@
+"""Named parameter blocks of a module, seen as one long row."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from upweight.errors import ModelError
+
+__all__ = ["ParameterSpace", "Select", "fingerprint_tensors"]
+
+Select = Sequence[str] | Callable[[str, nn.Parameter], bool] | None
+
+
+def fingerprint_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Hash names, shapes, dtypes and bytes of tensors (16 hex digits).
+
+    Example:
+        >>> fingerprint_tensors({"a": torch.zeros(2)}) == fingerprint_tensors({"a": torch.ones(2)})
+        False
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in tensors.items():
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+        digest.update(flat.numpy().data)
+    return digest.hexdigest()
+
+
+def _selected(module: nn.Module, select: Select) -> dict[str, nn.Parameter]:
+    named = dict(module.named_parameters())
+    if select is None:
+        chosen = {name: p for name, p in named.items() if p.requires_grad}
+        if not chosen:
+            raise ModelError(
+                "No parameter of the model requires gradients. Call model.requires_grad_(True) "
+                "on the parts whose training you want to explain."
+            )
+        return chosen
+    if callable(select):
+        chosen = {name: p for name, p in named.items() if select(name, p)}
+    else:
+        patterns = [select] if isinstance(select, str) else list(select)
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in named):
+                raise ModelError(
+                    f"No parameter is called {pattern!r}. The model has: {', '.join(named)}."
+                )
+        chosen = {n: p for n, p in named.items() if any(fnmatchcase(n, k) for k in patterns)}
+    frozen = [name for name, p in chosen.items() if not p.requires_grad]
+    if frozen:
+        raise ModelError(
+            f"The chosen parameters {', '.join(frozen)} do not require gradients. "
+            "Call .requires_grad_(True) on them, or leave them out of `parameters`."
+        )
+    if not chosen:
+        raise ModelError("`parameters` selects nothing. Select at least one parameter.")
+    return chosen
+
+
+@final
+class ParameterSpace:
+    """The chosen parameters of a module as one row of length p.
+
+    Tied parameters appear once, under their first name. Rows of a matrix ``[m, p]`` are m points
+    or directions in parameter space.
+
+    Args:
+        module: any module.
+        select: names or patterns (``"*.weight"``), a predicate of (name, parameter), or None for
+            all parameters that require gradients.
+
+    Raises:
+        ModelError: nothing is selected, or a selected parameter is frozen.
+
+    Example:
+        >>> space = ParameterSpace(nn.Linear(3, 2))
+        >>> space.size, list(space.shapes)
+        (8, ['weight', 'bias'])
+    """
+
+    def __init__(self, module: nn.Module, select: Select = None) -> None:
+        self._chosen = _selected(module, select)
+        first = next(iter(self._chosen.values()))
+        mixed = {(p.dtype, p.device) for p in self._chosen.values()}
+        if len(mixed) > 1:
+            raise ModelError(
+                f"The chosen parameters mix dtypes or devices: {sorted(map(str, mixed))}. "
+                "Bring them to one, for example model.float().to(device)."
+            )
+        self.dtype: torch.dtype = first.dtype
+        self.device: torch.device = first.device
+        self.shapes: dict[str, torch.Size] = {n: p.shape for n, p in self._chosen.items()}
+        self.size: int = sum(p.numel() for p in self._chosen.values())
+        total = sum(p.numel() for p in module.parameters())
+        self.coverage: float = self.size / total
+
+    def values(self) -> dict[str, Tensor]:
+        """The current values, detached (views, not copies)."""
+        return {name: p.detach() for name, p in self._chosen.items()}
+
+    def row(self) -> Tensor:
+        """The current values as one row ``[p]`` (a copy)."""
+        return self.flatten(self.values())
+
+    def flatten(self, tree: Mapping[str, Tensor]) -> Tensor:
+        """Named blocks ``[*shape]`` to a row ``[p]``, or ``[m, *shape]`` to rows ``[m, p]``."""
+        parts = []
+        for name, shape in self.shapes.items():
+            lead = tree[name].shape[: tree[name].dim() - len(shape)]
+            parts.append(tree[name].reshape(*lead, -1))
+        return torch.cat(parts, dim=-1)
+
+    def unflatten(self, rows: Tensor) -> dict[str, Tensor]:
+        """A row ``[p]`` or rows ``[m, p]`` to named blocks with the same leading axis."""
+        parts = rows.split([shape.numel() for shape in self.shapes.values()], dim=-1)
+        named = zip(self.shapes.items(), parts, strict=True)
+        return {name: part.reshape(*rows.shape[:-1], *shape) for (name, shape), part in named}
+
+    def locate(self, position: int) -> str:
+        """The name of the block that holds a position of the row."""
+        for name, shape in self.shapes.items():
+            if position < shape.numel():
+                return name
+            position -= shape.numel()
+        raise IndexError(position)
+
+    def fingerprint(self) -> str:
+        """Hash of the current values."""
+        return fingerprint_tensors(self.values())

@@ -1,0 +1,139 @@
+"""Run directories: complete or absent, never unpickled, never reused for another run."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from upweight.errors import StoreError
+from upweight.tables import atomic_write
+
+__all__ = ["SCHEMA", "publish", "read_array", "read_manifest", "write_array", "write_manifest"]
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+
+
+def write_manifest(directory: Path, content: Mapping[str, Any]) -> None:
+    """Write ``manifest.json`` with the schema version."""
+    text = json.dumps({"schema": SCHEMA, **content}, indent=1, ensure_ascii=False, allow_nan=False)
+    atomic_write(directory / MANIFEST, text.encode())
+
+
+def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read ``manifest.json``.
+
+    Raises:
+        StoreError: there is none, it is damaged, or a newer version wrote it.
+    """
+    path = Path(directory) / MANIFEST
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StoreError(
+            f"{directory} is not a run of upweight: no readable {MANIFEST}."
+        ) from error
+    except ValueError as error:
+        raise StoreError(
+            f"{path} is damaged ({error}). Delete the directory and run again."
+        ) from error
+    if content.get("schema") != SCHEMA:
+        raise StoreError(
+            f"{path} has schema {content.get('schema')}, this version reads {SCHEMA}. "
+            "Use the version that wrote it, or run again."
+        )
+    return content
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write an array as ``.npy`` without pickles."""
+    np.save(path, array, allow_pickle=False)
+
+
+def read_array(path: Path, *, mapped: bool = True) -> np.ndarray:
+    """Read an ``.npy`` array, memory-mapped, never unpickled.
+
+    Raises:
+        StoreError: absent or damaged.
+    """
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise StoreError(f"{path} is absent or damaged ({error}). Run again.") from error
+    return array
+
+
+def _check_target(target: Path, identity: str, *, replace: bool) -> None:
+    """Refuse to write over anything but an earlier result of the same run."""
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise StoreError(f"{target} is a file. Choose another output directory.")
+    if not any(target.iterdir()):
+        return
+    if not (target / MANIFEST).exists():
+        raise StoreError(
+            f"{target} is not empty and not a run of upweight. Choose another output directory."
+        )
+    found = read_manifest(target).get("identity")
+    if found != identity and not replace:
+        raise StoreError(
+            f"{target} belongs to another run (identity {found}, this one is {identity}: model, "
+            "data or settings differ). Choose another directory, or allow replacing it."
+        )
+
+
+@contextmanager
+def publish(
+    target: str | os.PathLike[str], identity: str, *, replace: bool = False
+) -> Iterator[Path]:
+    """A directory to write into, which becomes ``target`` when the block ends without an error.
+
+    Args:
+        target: where the run is to stand.
+        identity: hash of model, data and settings; a directory of another identity is refused.
+        replace: write over a run of another identity all the same.
+
+    Raises:
+        StoreError: the place belongs to something else, or cannot be written.
+    """
+    place = Path(target).absolute()
+    _check_target(place, identity, replace=replace)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".part", dir=place.parent))
+    except OSError as error:
+        raise StoreError(
+            f"Cannot write {place}: {error.strerror}. Choose another output directory."
+        ) from error
+    try:
+        yield part
+        _swap(part, place)
+    except OSError as error:
+        if isinstance(error, StoreError):
+            raise
+        raise StoreError(f"Cannot write {place}: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _swap(part: Path, place: Path) -> None:
+    """Move a finished directory into place; an earlier one goes only when the new one stands."""
+    part.chmod(0o755)
+    if not place.exists():
+        part.rename(place)
+        return
+    old = part.with_suffix(".old")
+    place.rename(old)
+    try:
+        part.rename(place)
+    except OSError:
+        old.rename(place)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

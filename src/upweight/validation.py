@@ -1,0 +1,133 @@
+"""Proof by removal: choose examples, really leave each out, compare."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from torch import nn
+
+from upweight.answers import Validation
+from upweight.bars import track
+from upweight.changes import positions_without
+from upweight.curvature import curvature
+from upweight.data import Data
+from upweight.errors import InputError
+from upweight.evaluation import agreement, refit
+from upweight.linalg import Cholesky
+from upweight.objective import Objective
+from upweight.risk import Risk
+from upweight.scores import Scores
+
+__all__ = ["Removals", "by_refit", "by_retraining", "removals"]
+
+MOST, DRAWN = "most influential", "random"
+
+
+@final
+@dataclass(frozen=True)
+class Removals:
+    """Examples to leave out one at a time.
+
+    Attributes:
+        positions: in the training data, ``[m]``.
+        chosen: how each was chosen, ``[m]``.
+    """
+
+    positions: np.ndarray
+    chosen: np.ndarray
+
+
+def removals(scores: Scores, top: int, random: int, seed: int) -> Removals:
+    """The largest scores (over the queries in turn) and a random draw from the rest.
+
+    Selection by size leaves a gap around zero that flatters r, so the random ones are shown beside.
+
+    Raises:
+        InputError: more removals than examples, or fewer than three of a kind.
+    """
+    count = scores.shape[1]
+    if top + random > count or min(top, random) < 0 or any(0 < k < 3 for k in (top, random)):
+        raise InputError(
+            f"Cannot remove {top} influential and {random} random of {count} examples. Ask for 0 "
+            f"or at least 3 of each kind, {count} together at most."
+        )
+    ranked = np.argsort(-np.abs(scores.values), axis=1, kind="stable").T.ravel()
+    _, first = np.unique(ranked, return_index=True)
+    most = ranked[np.sort(first)][:top]
+    rest = np.setdiff1d(np.arange(count), most)
+    drawn = np.random.default_rng(seed).choice(rest, random, replace=False)
+    return Removals(
+        np.concatenate([most, drawn]), np.array([MOST] * len(most) + [DRAWN] * len(drawn))
+    )
+
+
+def _compare(
+    queries: Data, scores: Scores, asked: Removals, actual: np.ndarray, truth: str
+) -> Validation:
+    predicted = scores.values[:, asked.positions].astype(np.float64)
+    agreements = {
+        kind: agreement(predicted[:, asked.chosen == kind], actual[:, asked.chosen == kind])
+        for kind in (MOST, DRAWN)
+        if (asked.chosen == kind).any()
+    }
+    return Validation(
+        query_ids=queries.ids,
+        removed=scores.train_ids[asked.positions],
+        chosen=asked.chosen,
+        predicted=predicted,
+        actual=actual,
+        agreements=agreements,
+        meaning=scores.meaning,
+        truth=truth,
+    )
+
+
+def by_refit(risk: Risk, queries: Data, scores: Scores, asked: Removals) -> Validation:
+    """Refit without each example from the present minimum, in float64, all at once.
+
+    The baseline is a refit of the full objective, so that a model a little off its minimum does
+    not shift the comparison.
+
+    Raises:
+        IndefiniteError, NotConvergedError: the model is not at a minimum.
+    """
+    twin = Risk(risk.objective.in_double(), risk.data)
+    inverse = Cholesky().init(curvature("hessian", twin))
+    gone = [torch.tensor([], dtype=torch.long), *torch.from_numpy(asked.positions)[:, None]]
+    fits = refit(twin, inverse, gone)
+    measured = fits.measure(twin, queries, risk.objective.measure)
+    actual = (measured[1:] - measured[0]).T.cpu().numpy()
+    truth = (
+        f"leave-one-out refits to a gradient of {float(fits.slope.max()):.0e} "
+        f"({fits.steps} iterations, float64, warm start)"
+    )
+    return _compare(queries, scores, asked, actual, truth)
+
+
+def by_retraining(
+    objective: Objective,
+    queries: Data,
+    scores: Scores,
+    plan: tuple[Removals, Callable[[np.ndarray], nn.Module]],
+) -> Validation:
+    """Call the user's training function without each example, and once with all of them."""
+    asked, retrain = plan
+    count = scores.shape[1]
+
+    def measure(model: nn.Module) -> np.ndarray:
+        batch = objective.place(queries.at(torch.arange(len(queries))))
+        named = dict(model.named_parameters())
+        values = {name: named[name].detach() for name in objective.space.shapes}
+        with torch.no_grad():
+            found = objective.measured(objective.measure)(values, batch)
+        return found.cpu().double().numpy()
+
+    base = measure(retrain(np.arange(count)))
+    changes = [
+        measure(retrain(positions_without(count, torch.tensor([gone])))) - base
+        for gone in track(asked.positions.tolist(), "retraining", len(asked.positions))
+    ]
+    truth = f"{len(changes)} retrainings by the given function"
+    return _compare(queries, scores, asked, np.stack(changes, axis=1), truth)

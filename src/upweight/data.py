@@ -80,9 +80,10 @@ def _from_loader(loader: DataLoader[Any]) -> tuple[Source, int | None]:
             "The loader reads an IterableDataset, whose order cannot be fixed. Pass a map-style "
             "Dataset, or list(dataset) if it fits in memory."
         )
-    plain = loader.batch_sampler is None or type(loader.batch_sampler) is BatchSampler
+    batches: object = loader.batch_sampler  # None when the loader does not batch
+    plain = batches is None or type(batches) is BatchSampler
     if not plain or not isinstance(loader.sampler, (RandomSampler, SequentialSampler)):
-        sampler = loader.sampler if plain else loader.batch_sampler
+        sampler = loader.sampler if plain else batches
         raise DataError(
             f"The loader draws rows with {type(sampler).__name__}, so its mean is not the mean "
             "over its dataset. Pass the dataset itself, a Subset of it, or Data.of(dataset, "

@@ -36,7 +36,7 @@ def _gram(left: Tensor, right: Tensor) -> Tensor:
     edges = [width * i // SLICES for i in range(SLICES + 1)]
     for start, stop in pairwise(edges):
         gram[start:stop, start:] = left[:, start:stop].T @ right[:, start:]
-        gram[start:, start:stop] = gram[start:stop, start:].T
+        gram[stop:, start:stop] = gram[start:stop, stop:].T
     return gram
 
 

@@ -1,0 +1,174 @@
+"""The naive whole in one file: dense matrices, Python loops, float64. Tests and docs only.
+
+Read this first. Everything else in the library computes these numbers faster.
+
+A problem is n examples with losses ℓ_i(θ), shares of the mean that sum to 1, and L2:
+
+    R(θ) = Σ_i share_i ℓ_i(θ) + ½ Σ_k λ_k θ_k²
+
+Removing example i and minimising again changes a query's measure m by about
+
+    score_i = share_i · ∇m(θ)ᵀ (∇²R(θ) + damping)⁻¹ (∇ℓ_i(θ) + [L2 inside each loss] λ θ)
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.functional import hessian as dense_hessian
+from torch.autograd.functional import jacobian
+
+__all__ = [
+    "Problem",
+    "empirical_fisher",
+    "gauss_newton",
+    "gradient",
+    "hessian",
+    "perturbation",
+    "ridge",
+    "ridge_leave_one_out",
+    "scores",
+    "train",
+]
+
+Scalar = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """n examples and what was minimised over them.
+
+    Attributes:
+        loss: (θ ``[p]``, i) -> ℓ_i(θ), a scalar.
+        shares: share of each example in the mean, ``[n]``.
+        l2: λ of every parameter, ``[p]``.
+        l2_inside: whether L2 is part of each example's loss (and leaves with it).
+    """
+
+    loss: Callable[[Tensor, int], Tensor]
+    shares: Tensor
+    l2: Tensor
+    l2_inside: bool = True
+
+    def risk(self, theta: Tensor) -> Tensor:
+        """R(θ)."""
+        mean = sum(self.shares[i] * self.loss(theta, i) for i in range(len(self.shares)))
+        return mean + 0.5 * (self.l2 * theta**2).sum()
+
+    def without(self, removed: list[int]) -> "Problem":
+        """The problem after a removal: with L2 inside, the rest is averaged anew."""
+        shares = self.shares.clone()
+        shares[removed] = 0
+        return Problem(
+            self.loss, shares / shares.sum() if self.l2_inside else shares, self.l2, self.l2_inside
+        )
+
+
+def gradient(function: Scalar, theta: Tensor) -> Tensor:
+    """∇f(θ), ``[p]``.
+
+    Example:
+        >>> gradient(lambda t: (t**2).sum(), torch.tensor([1.0, 2.0]))
+        tensor([2., 4.])
+    """
+    leaf = theta.detach().clone().requires_grad_(True)
+    return torch.autograd.grad(function(leaf), leaf)[0]
+
+
+def hessian(problem: Problem, theta: Tensor) -> Tensor:
+    """∇²R(θ), ``[p, p]``, entry by entry."""
+    matrix: Tensor = dense_hessian(problem.risk, theta.detach())
+    return matrix
+
+
+def gauss_newton(
+    problem: Problem,
+    theta: Tensor,
+    outputs: Callable[[Tensor, int], Tensor],
+    output_loss: Callable[[Tensor, int], Tensor],
+) -> Tensor:
+    """Σ_i share_i J_iᵀ ∇²_z ℓ_i J_i + diag λ, ``[p, p]``."""
+    total = torch.diag(problem.l2)
+    for i, share in enumerate(problem.shares):
+        z = outputs(theta, i).detach()
+        slope: Tensor = jacobian(lambda t, i=i: outputs(t, i).reshape(-1), theta)
+        bend: Tensor = dense_hessian(lambda flat, i=i, z=z: output_loss(flat.view_as(z), i),
+                                     z.reshape(-1))
+        total = total + share * slope.T @ bend @ slope
+    return total
+
+
+def empirical_fisher(problem: Problem, theta: Tensor) -> Tensor:
+    """Σ_i share_i ∇ℓ_i ∇ℓ_iᵀ + diag λ, ``[p, p]``."""
+    total = torch.diag(problem.l2)
+    for i, share in enumerate(problem.shares):
+        g = gradient(lambda t, i=i: problem.loss(t, i), theta)
+        total = total + share * torch.outer(g, g)
+    return total
+
+
+def scores(problem: Problem, theta: Tensor, matrix: Tensor, measures: list[Scalar]) -> Tensor:
+    """score[q, i] = share_i ∇m_q(θ) A⁻¹ (∇ℓ_i + [inside] λθ), ``[q, n]``, for a curvature A."""
+    inverse = torch.linalg.inv(matrix)
+    table = torch.zeros(len(measures), len(problem.shares), dtype=theta.dtype)
+    for i, share in enumerate(problem.shares):
+        g = gradient(lambda t, i=i: problem.loss(t, i), theta)
+        g = g + problem.l2 * theta if problem.l2_inside else g
+        for q, measure in enumerate(measures):
+            table[q, i] = share * gradient(measure, theta) @ inverse @ g
+    return table
+
+
+def perturbation(
+    example: Callable[[Tensor, Tensor], Tensor], theta: Tensor, x: Tensor, s: Tensor
+) -> Tensor:
+    """∇_x (s · ∇_θ ℓ(x, θ)), of x's shape, for one example ``(θ, x) -> ℓ``."""
+    point = x.detach().clone().requires_grad_(True)
+    leaf = theta.detach().clone().requires_grad_(True)
+    (slope,) = torch.autograd.grad(example(leaf, point), leaf, create_graph=True)
+    return torch.autograd.grad(slope @ s, point)[0]
+
+
+def train(problem: Problem, theta: Tensor, steps: int = 50) -> Tensor:
+    """The minimiser near θ by Newton's method with halved steps, ``[p]``."""
+    theta = theta.detach().clone()
+    for _ in range(steps):
+        g = gradient(problem.risk, theta)
+        if g.norm() < 1e-13:
+            break
+        step = torch.linalg.solve(hessian(problem, theta), g)
+        size = 1.0
+        while problem.risk(theta - size * step) > problem.risk(theta) and size > 1e-8:
+            size /= 2
+        theta = theta - size * step
+    return theta
+
+
+def ridge(x: Tensor, y: Tensor, l2: float, weights: Tensor) -> Tensor:
+    """argmin Σ w_i (x_i·θ − y_i)² + ½ l2 ‖θ‖², solved once, ``[p]``.
+
+    Example:
+        >>> ridge(torch.eye(2), torch.tensor([1.0, 2.0]), 0.0, torch.ones(2))
+        tensor([1., 2.])
+    """
+    normal = 2 * (x * weights[:, None]).T @ x + l2 * torch.eye(x.shape[1], dtype=x.dtype)
+    solution: Tensor = torch.linalg.solve(normal, 2 * x.T @ (weights * y))
+    return solution
+
+
+def ridge_leave_one_out(x: Tensor, y: Tensor, l2: float) -> tuple[Tensor, Tensor]:
+    """Change of θ when each example leaves a ridge fit of fixed L2, through the leverage.
+
+    θ₋ᵢ − θ = − share · H⁻¹ 2 x_i (y_i − x_i·θ) / (1 − h_i), h_i = 2 share x_iᵀ H⁻¹ x_i.
+
+    Returns:
+        Changes ``[n, p]`` and leverages ``[n]``.
+    """
+    share = 1 / len(x)
+    theta = ridge(x, y, l2, torch.full((len(x),), share, dtype=x.dtype))
+    matrix = 2 * share * x.T @ x + l2 * torch.eye(x.shape[1], dtype=x.dtype)
+    turned = torch.linalg.solve(matrix, x.T).T
+    leverage = 2 * share * (x * turned).sum(1)
+    residual = y - x @ theta
+    return -2 * share * turned * (residual / (1 - leverage))[:, None], leverage

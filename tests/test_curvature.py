@@ -182,7 +182,7 @@ def test_a_part_of_the_parameters_has_the_block_of_the_matrix():
 def test_subsample_preconditioner_is_the_inverse_of_the_sample():
     risk = LINEAR_CASES[0].risk()
     operator = curvature("hessian", risk) + 0.1
-    made = Subsample(size=4, seed=3)(operator)
+    made = Subsample(size=4, seed=3)(operator, 16)
     generator = torch.Generator().manual_seed(3)
     positions = torch.randperm(len(risk.data), generator=generator)[:4]
     dense = curvature("hessian", risk).restrict(positions).to_dense()
@@ -193,8 +193,9 @@ def test_subsample_preconditioner_is_the_inverse_of_the_sample():
 
 def test_subsample_preconditioner_is_left_out_where_it_would_not_pay():
     operator = curvature("hessian", LINEAR_CASES[0].risk())
-    assert Subsample(size=100)(operator) is None
-    assert Subsample(size=3, largest=5)(operator) is None
+    assert Subsample(size=100)(operator, 16) is None
+    assert Subsample(size=3)(operator, 15) is None
+    assert Subsample(size=3, largest=5)(operator, 16) is None
 
 
 def test_an_unknown_curvature_names_the_known_ones():

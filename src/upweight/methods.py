@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -115,7 +116,10 @@ class GivenInverse(Solver):
         def product(rows: Tensor) -> Tensor:
             if isinstance(self.inverse, Operator):
                 return self.inverse.apply(rows)
-            return torch.as_tensor(self.inverse @ rows.T).T.to(rows)
+            # NumPy's and SciPy's operators take arrays, everybody else's take tensors.
+            scipy = isinstance(self.inverse, np.ndarray) or hasattr(self.inverse, "matvec")
+            columns = rows.T.cpu().numpy() if scipy else rows.T
+            return torch.as_tensor(self.inverse @ columns).T.to(rows)
 
         return _Given(product, self.risk)
 

@@ -23,20 +23,22 @@ class Subsample:
     Args:
         size: examples in the sample.
         largest: parameters above which no preconditioner is made (a dense matrix is p² numbers).
+        rows: right-hand sides below which plain conjugate gradients are cheaper.
         seed: of the sample.
     """
 
     size: int = 5000
     largest: int = 12_000
+    rows: int = 16
     seed: int = 0
 
-    def __call__(self, operator: Operator) -> Operator | None:
-        """The preconditioner of A or A + λ, or None where it would not pay."""
+    def __call__(self, operator: Operator, rows: int) -> Operator | None:
+        """The preconditioner of A or A + λ for a number of rows, or None where it would not pay."""
         shift = operator.shift if isinstance(operator, Shifted) else 0.0
         base = operator.base if isinstance(operator, Shifted) else operator
         if not isinstance(base, MeanOperator) or base.size > self.largest:
             return None
-        if base.count <= self.size:
+        if base.count <= self.size or rows < self.rows:
             return None
         generator = torch.Generator().manual_seed(self.seed)
         positions = torch.randperm(base.count, generator=generator)[: self.size]

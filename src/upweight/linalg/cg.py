@@ -14,7 +14,7 @@ from upweight.linalg.solver import Inverse, Solver
 
 __all__ = ["CG"]
 
-Preconditioner = Callable[[Operator], Operator | None]
+Preconditioner = Callable[[Operator, int], Operator | None]
 
 
 @final
@@ -43,9 +43,8 @@ class CG(Solver):
     preconditioner: Preconditioner | None = None
 
     def init(self, operator: Operator) -> "CGInverse":
-        """Build the preconditioner."""
-        made = None if self.preconditioner is None else self.preconditioner(operator)
-        return CGInverse(self, operator, made)
+        """Nothing yet: a preconditioner is made when there are rows to solve."""
+        return CGInverse(self, operator)
 
 
 @final
@@ -55,11 +54,11 @@ class CGInverse(Inverse):
     Args:
         solver: tolerance and budget.
         operator: A.
-        preconditioner: an approximate A⁻¹, or None.
     """
 
-    def __init__(self, solver: CG, operator: Operator, preconditioner: Operator | None) -> None:
-        self.solver, self.operator, self.preconditioner = solver, operator, preconditioner
+    def __init__(self, solver: CG, operator: Operator) -> None:
+        self.solver, self.operator = solver, operator
+        self.preconditioner: Operator | None = None
         self.size, self.dtype, self.device = operator.size, operator.dtype, operator.device
 
     def _precondition(self, rows: Tensor) -> Tensor:
@@ -68,6 +67,8 @@ class CGInverse(Inverse):
     def solve(self, rows: Tensor) -> Solution:
         """All rows together; the returned residual is measured with one more product."""
         rhs = rows.to(self.dtype)
+        if self.preconditioner is None and self.solver.preconditioner is not None:
+            self.preconditioner = self.solver.preconditioner(self.operator, len(rhs))
         norm = rhs.norm(dim=1)
         x, r = torch.zeros_like(rhs), rhs.clone()
         active = (norm > 0).nonzero()[:, 0]

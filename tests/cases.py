@@ -60,6 +60,18 @@ class Scaled(nn.Module):
         return self.head(attended.mean(1))
 
 
+class Last(nn.Module):
+    """A GRU's last state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRU(2, 2, batch_first=True)
+        self.head = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.cell(x)[0][:, -1])
+
+
 @dataclass(frozen=True)
 class Case:
     """A model, its data and its objective."""
@@ -100,69 +112,134 @@ CLASS_WEIGHTS = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
 
 LINEAR_CASES = [
     Case("softmax", lambda: nn.Linear(4, 3), lambda: (rows(4), labels(3)), "cross_entropy"),
-    Case("softmax no bias", lambda: nn.Linear(4, 3, bias=False), lambda: (rows(4), labels(3)),
-         nn.functional.cross_entropy),
-    Case("softmax smoothed", lambda: nn.Linear(4, 3), lambda: (rows(4), labels(3)),
-         nn.CrossEntropyLoss(label_smoothing=0.2), fisher=False),
-    Case("softmax class weights", lambda: nn.Linear(4, 3), lambda: (rows(4), labels(3)),
-         nn.CrossEntropyLoss(weight=CLASS_WEIGHTS)),
-    Case("softmax weighted", lambda: nn.Linear(4, 3), lambda: (rows(4), labels(3)),
-         "cross_entropy", weights=WEIGHTS),
-    Case("softmax ignored", lambda: nn.Linear(4, 3),
-         lambda: (rows(4), torch.tensor([0, -100, 2, 1, -100, 0, 1])), "cross_entropy"),
-    Case("softmax soft labels", lambda: nn.Linear(4, 3),
-         lambda: (rows(4), torch.softmax(rows(3), 1)), "cross_entropy", fisher=False),
-    Case("softmax of images", lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, 3)),
-         lambda: (rows(2, 2), labels(3)), "cross_entropy"),
-    Case("logistic", lambda: nn.Linear(4, 1), lambda: (rows(4), labels(2)),
-         "binary_cross_entropy"),
-    Case("logistic pos_weight", lambda: nn.Linear(4, 2), lambda: (rows(4), labels(2, 2)),
-         nn.BCEWithLogitsLoss(pos_weight=torch.tensor([2.0, 0.5])), fisher=False),
-    Case("ridge", lambda: nn.Linear(4, 1, bias=False), lambda: (rows(4), rows()),
-         nn.functional.mse_loss),
+    Case(
+        "softmax no bias",
+        lambda: nn.Linear(4, 3, bias=False),
+        lambda: (rows(4), labels(3)),
+        nn.functional.cross_entropy,
+    ),
+    Case(
+        "softmax smoothed",
+        lambda: nn.Linear(4, 3),
+        lambda: (rows(4), labels(3)),
+        nn.CrossEntropyLoss(label_smoothing=0.2),
+        fisher=False,
+    ),
+    Case(
+        "softmax class weights",
+        lambda: nn.Linear(4, 3),
+        lambda: (rows(4), labels(3)),
+        nn.CrossEntropyLoss(weight=CLASS_WEIGHTS),
+    ),
+    Case(
+        "softmax weighted",
+        lambda: nn.Linear(4, 3),
+        lambda: (rows(4), labels(3)),
+        "cross_entropy",
+        weights=WEIGHTS,
+    ),
+    Case(
+        "softmax ignored",
+        lambda: nn.Linear(4, 3),
+        lambda: (rows(4), torch.tensor([0, -100, 2, 1, -100, 0, 1])),
+        "cross_entropy",
+    ),
+    Case(
+        "softmax soft labels",
+        lambda: nn.Linear(4, 3),
+        lambda: (rows(4), torch.softmax(rows(3), 1)),
+        "cross_entropy",
+        fisher=False,
+    ),
+    Case(
+        "softmax of images",
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, 3)),
+        lambda: (rows(2, 2), labels(3)),
+        "cross_entropy",
+    ),
+    Case("logistic", lambda: nn.Linear(4, 1), lambda: (rows(4), labels(2)), "binary_cross_entropy"),
+    Case(
+        "logistic pos_weight",
+        lambda: nn.Linear(4, 2),
+        lambda: (rows(4), labels(2, 2)),
+        nn.BCEWithLogitsLoss(pos_weight=torch.tensor([2.0, 0.5])),
+        fisher=False,
+    ),
+    Case(
+        "ridge",
+        lambda: nn.Linear(4, 1, bias=False),
+        lambda: (rows(4), rows()),
+        nn.functional.mse_loss,
+    ),
     Case("ridge of two", lambda: nn.Linear(4, 2), lambda: (rows(4), rows(2)), nn.MSELoss()),
-    Case("smooth hinge", lambda: nn.Linear(4, 1), lambda: (rows(4), 2 * labels(2) - 1),
-         uw.SmoothHinge(0.5), fisher=False),
+    Case(
+        "smooth hinge",
+        lambda: nn.Linear(4, 1),
+        lambda: (rows(4), 2 * labels(2) - 1),
+        uw.SmoothHinge(0.5),
+        fisher=False,
+    ),
 ]
 
 NETWORK_CASES = [
-    Case("mlp", lambda: nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3)),
-         lambda: (rows(4), labels(3)), "cross_entropy"),
-    Case("mlp with sigmoid", lambda: nn.Sequential(nn.Linear(4, 3), nn.SiLU(), nn.Linear(3, 1)),
-         lambda: (rows(4), labels(2)), "binary_cross_entropy"),
-    Case("regression net", lambda: nn.Sequential(nn.Linear(4, 3), nn.GELU(), nn.Linear(3, 2)),
-         lambda: (rows(4), rows(2)), "mean_squared_error"),
+    Case(
+        "mlp",
+        lambda: nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3)),
+        lambda: (rows(4), labels(3)),
+        "cross_entropy",
+    ),
+    Case(
+        "mlp with sigmoid",
+        lambda: nn.Sequential(nn.Linear(4, 3), nn.SiLU(), nn.Linear(3, 1)),
+        lambda: (rows(4), labels(2)),
+        "binary_cross_entropy",
+    ),
+    Case(
+        "regression net",
+        lambda: nn.Sequential(nn.Linear(4, 3), nn.GELU(), nn.Linear(3, 2)),
+        lambda: (rows(4), rows(2)),
+        "mean_squared_error",
+    ),
     Case("convolution", pixels, lambda: (rows(1, 4, 4), labels(3)), "cross_entropy"),
-    Case("batch norm in eval mode", lambda: nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)),
-         lambda: (rows(4), labels(3)), "cross_entropy"),
+    Case(
+        "batch norm in eval mode",
+        lambda: nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)),
+        lambda: (rows(4), labels(3)),
+        "cross_entropy",
+    ),
     Case("tied transformer", Tied, lambda: (labels(5, 3), labels(5, 3)), "cross_entropy"),
-    Case("padded transformer", Tied,
-         lambda: (labels(5, 3), labels(5, 3).masked_fill(torch.rand(N, 3) < 0.3, -100)),
-         nn.CrossEntropyLoss()),
+    Case(
+        "padded transformer",
+        Tied,
+        lambda: (labels(5, 3), labels(5, 3).masked_fill(torch.rand(N, 3) < 0.3, -100)),
+        nn.CrossEntropyLoss(),
+    ),
     Case("dot product attention", Scaled, lambda: (rows(4, 3), labels(2)), "cross_entropy"),
-    Case("encoder layer",
-         lambda: nn.Sequential(nn.TransformerEncoderLayer(4, 2, 3, batch_first=True, dropout=0.1),
-                               nn.Flatten(), nn.Linear(8, 2)),
-         lambda: (rows(2, 4), labels(2)), "cross_entropy"),
-    Case("keyword inputs", Named,
-         lambda: {"first": rows(3), "second": rows(3), "labels": labels(2)}, "cross_entropy"),
-    Case("own loss", lambda: nn.Sequential(nn.Linear(4, 2), nn.Softplus()),
-         lambda: (rows(4), rows(2)),
-         lambda outputs, targets: (outputs - targets).abs().pow(3).sum(1), fisher=False),
-    Case("recurrent", lambda: Last(), lambda: (rows(3, 2), labels(2)), "cross_entropy"),
+    Case(
+        "encoder layer",
+        lambda: nn.Sequential(
+            nn.TransformerEncoderLayer(4, 2, 3, batch_first=True, dropout=0.1),
+            nn.Flatten(),
+            nn.Linear(8, 2),
+        ),
+        lambda: (rows(2, 4), labels(2)),
+        "cross_entropy",
+    ),
+    Case(
+        "keyword inputs",
+        Named,
+        lambda: {"first": rows(3), "second": rows(3), "labels": labels(2)},
+        "cross_entropy",
+    ),
+    Case(
+        "own loss",
+        lambda: nn.Sequential(nn.Linear(4, 2), nn.Softplus()),
+        lambda: (rows(4), rows(2)),
+        lambda outputs, targets: (outputs - targets).abs().pow(3).sum(1),
+        fisher=False,
+    ),
+    Case("recurrent", Last, lambda: (rows(3, 2), labels(2)), "cross_entropy"),
 ]
-
-
-class Last(nn.Module):
-    """A GRU's last state."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.cell = nn.GRU(2, 2, batch_first=True)
-        self.head = nn.Linear(2, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.cell(x)[0][:, -1])
 
 
 CASES = LINEAR_CASES + NETWORK_CASES

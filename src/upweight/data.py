@@ -80,8 +80,13 @@ def _from_loader(loader: DataLoader[Any]) -> tuple[Source, int | None]:
             "The loader reads an IterableDataset, whose order cannot be fixed. Pass a map-style "
             "Dataset, or list(dataset) if it fits in memory."
         )
-    batches: object = loader.batch_sampler  # None when the loader does not batch
-    plain = batches is None or type(batches) is BatchSampler
+    batches: object = loader.batch_sampler
+    if batches is None:
+        raise DataError(
+            "The loader has batch_size=None, so its dataset may hold whole batches. Pass the "
+            "dataset of single examples instead."
+        )
+    plain = type(batches) is BatchSampler
     if not plain or not isinstance(loader.sampler, (RandomSampler, SequentialSampler)):
         sampler = loader.sampler if plain else batches
         raise DataError(
@@ -89,7 +94,7 @@ def _from_loader(loader: DataLoader[Any]) -> tuple[Source, int | None]:
             "over its dataset. Pass the dataset itself, a Subset of it, or Data.of(dataset, "
             "weights=...) with the weights it samples by."
         )
-    return Items(loader.dataset, loader.collate_fn or default_collate), loader.batch_size
+    return Items(loader.dataset, loader.collate_fn), loader.batch_size
 
 
 def _source(source: Any) -> tuple[Source, int | None]:
@@ -189,6 +194,8 @@ class Data:
             return source
         rows, suggested = _source(source)
         names = np.arange(rows.length) if ids is None else np.asarray(ids)
+        if names.dtype.kind not in "iuUS":
+            raise DataError(f"Ids must be whole numbers or text, got {names.dtype}.")
         tensor = None if weights is None else to_tensor(weights).double()
         return cls(rows, names, tensor, batch_size=batch_size or suggested)
 
@@ -269,7 +276,7 @@ class Data:
 
     def fingerprint(self) -> str:
         """Hash of all rows, ids and weights (one pass over the data)."""
-        digest = hashlib.blake2b(digest_size=8)
+        digest = hashlib.sha256()
         digest.update(repr(self.ids.tolist()).encode())
         for batch in self.batches(4096):
             for leaf in leaves((batch.inputs, batch.targets)):
@@ -278,4 +285,4 @@ class Data:
                 digest.update(flat.view(torch.uint8).numpy().data)
         if self.weights is not None:
             digest.update(self.weights.numpy().tobytes())
-        return digest.hexdigest()
+        return digest.hexdigest()[:16]

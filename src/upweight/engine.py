@@ -10,14 +10,22 @@ from torch import Tensor
 
 from upweight.bars import track
 from upweight.data import Batch, Data
-from upweight.errors import NonFiniteError
+from upweight.errors import DataError, NonFiniteError, UpweightError
 from upweight.gradients import dense_gradients, per_example
 from upweight.linalg import Inverse
 from upweight.meaning import removal_gradient_row, removal_score
 from upweight.objective import Measure, Objective, require_finite
 from upweight.risk import DEFAULT_BATCH, Risk
 
-__all__ = ["MatrixSink", "Rescale", "Sink", "query_rows", "score", "self_influence"]
+__all__ = [
+    "MatrixSink",
+    "Rescale",
+    "Sink",
+    "locate_nonfinite",
+    "query_rows",
+    "score",
+    "self_influence",
+]
 
 Rescale = Callable[[Objective, Batch], Tensor]
 LARGE_BATCH = 4096
@@ -56,7 +64,15 @@ def query_rows(objective: Objective, queries: Data, measure: Measure) -> Tensor:
     Raises:
         LossError, NonFiniteError: the measure is not per example, or not finite.
     """
-    objective.probe(queries, measure)
+    try:
+        objective.probe(queries, measure)
+    except UpweightError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"The queries cannot be run through the model: {error}. They need the same inputs and "
+            "targets as the training data."
+        ) from error
     parts = []
     for batch in queries.batches(queries.batch_size or DEFAULT_BATCH):
         placed = objective.place(batch)
@@ -66,6 +82,20 @@ def query_rows(objective: Objective, queries: Data, measure: Measure) -> Tensor:
             )
         parts.append(dense_gradients(objective, placed, measure))
     return torch.cat(parts)
+
+
+def locate_nonfinite(risk: Risk) -> None:
+    """Find the first loss or gradient that is NaN or infinite, batch by batch.
+
+    Raises:
+        NonFiniteError: naming the batch, the row and the parameter. Returns if all is finite.
+    """
+    objective = risk.objective
+    size = max(1, min(DEFAULT_BATCH, ROW_BYTES // (8 * objective.space.size)))
+    for batch, _ in track(risk.batches(size), "looking for NaN"):
+        with torch.no_grad():
+            require_finite(objective.losses(objective.space.values(), batch), "The loss", batch)
+        dense_gradients(objective, batch)
 
 
 def _batch_rows(risk: Risk) -> int:

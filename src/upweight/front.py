@@ -1,7 +1,8 @@
 """The front: one object that explains, audits, predicts what-ifs and proves itself."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, final
 
@@ -13,8 +14,8 @@ from upweight import audits, changes, validation
 from upweight.answers import ParameterChange, Perturbation, Validation, WhatIf
 from upweight.bars import track
 from upweight.data import Data
-from upweight.engine import MatrixSink, query_rows, score, self_influence
-from upweight.errors import InputError, ModelError
+from upweight.engine import MatrixSink, locate_nonfinite, query_rows, score, self_influence
+from upweight.errors import InputError, ModelError, NonFiniteError, NotConvergedError
 from upweight.gradients import dense_gradients, mixed_derivative
 from upweight.linalg import Inverse, Status
 from upweight.meaning import meaning_of, removal_gradient_row
@@ -97,7 +98,17 @@ class Influence:
                 f"{self.method.name!r} is a baseline of similarities and inverts no curvature. "
                 "Use it with explain(), or choose another method."
             )
-        return self.method.invert(self.risk, self.damping)
+        with self._located():
+            return self.method.invert(self.risk, self.damping)
+
+    @contextmanager
+    def _located(self) -> Iterator[None]:
+        """When the numbers fail, look for the batch and parameter that made them fail."""
+        try:
+            yield
+        except (NonFiniteError, NotConvergedError):
+            locate_nonfinite(self.risk)
+            raise
 
     @cached_property
     def identity(self) -> str:
@@ -136,9 +147,10 @@ class Influence:
     ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
         """Rows s_q = ∇m(q) H⁻¹ ``[q, p]``, their residuals ``[q]``, and caveats."""
         rows = query_rows(self.objective, queries, measure)
-        solution = self.inverse.solve(rows)
-        if not accept:
-            solution.require()
+        with self._located():
+            solution = self.inverse.solve(rows)
+            if not accept:
+                solution.require()
         failed = sum(status != Status.CONVERGED for status in solution.status)
         kinds = sorted({s.value for s in solution.status if s != Status.CONVERGED})
         caveat = f"{failed} of {len(rows)} solves accepted although {', '.join(kinds)}"
@@ -169,7 +181,8 @@ class Influence:
             return self._compare(self.method, data)
         rows, residual, caveats = self._precondition(data, asked, accept=accept)
         sink = MatrixSink(len(data), len(self.data), rows.dtype)
-        score(self.risk, rows, sink, self.method.rescale)
+        with self._located():
+            score(self.risk, rows, sink, self.method.rescale)
         return Scores(
             sink.matrix,
             data.ids,
@@ -217,7 +230,8 @@ class Influence:
         share_i ∇ℓ_i H⁻¹ ∇ℓ̃_i, without the N x N matrix. Large: memorised, unusual or mislabelled.
         """
         self._unchanged()
-        return self_influence(self.risk, self.inverse)
+        with self._located():
+            return self_influence(self.risk, self.inverse)
 
     def audit(self) -> Table:
         """Suspicious labels, worst first, from this one model, in cleanlab's column names."""

@@ -22,12 +22,12 @@ def fingerprint_tensors(tensors: Mapping[str, Tensor]) -> str:
         >>> fingerprint_tensors({"a": torch.zeros(2)}) == fingerprint_tensors({"a": torch.ones(2)})
         False
     """
-    digest = hashlib.blake2b(digest_size=8)
+    digest = hashlib.sha256()
     for name, tensor in tensors.items():
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
         digest.update(flat.numpy().data)
-    return digest.hexdigest()
+    return digest.hexdigest()[:16]
 
 
 def _selected(module: nn.Module, select: Select) -> dict[str, nn.Parameter]:

@@ -13,6 +13,7 @@ Removing example i and minimising again changes a query's measure m by about
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ __all__ = [
 Scalar = Callable[[Tensor], Tensor]
 
 
+@final
 @dataclass(frozen=True)
 class Problem:
     """n examples and what was minimised over them.
@@ -93,8 +95,9 @@ def gauss_newton(
     for i, share in enumerate(problem.shares):
         z = outputs(theta, i).detach()
         slope: Tensor = jacobian(lambda t, i=i: outputs(t, i).reshape(-1), theta)
-        bend: Tensor = dense_hessian(lambda flat, i=i, z=z: output_loss(flat.view_as(z), i),
-                                     z.reshape(-1))
+        bend: Tensor = dense_hessian(
+            lambda flat, i=i, z=z: output_loss(flat.view_as(z), i), z.reshape(-1)
+        )
         total = total + share * slope.T @ bend @ slope
     return total
 
@@ -146,7 +149,7 @@ def train(problem: Problem, theta: Tensor, steps: int = 50) -> Tensor:
 
 
 def ridge(x: Tensor, y: Tensor, l2: float, weights: Tensor) -> Tensor:
-    """argmin Σ w_i (x_i·θ − y_i)² + ½ l2 ‖θ‖², solved once, ``[p]``.
+    """Argmin Σ w_i (x_i·θ − y_i)² + ½ l2 ‖θ‖², solved once, ``[p]``.
 
     Example:
         >>> ridge(torch.eye(2), torch.tensor([1.0, 2.0]), 0.0, torch.ones(2))

@@ -96,8 +96,8 @@ class Scores:
         """The values ``[q, N]``."""
         if copy is False and dtype not in (None, self.values.dtype):
             raise ValueError("A copy is needed for another dtype.")
-        array: np.ndarray = np.array(self.values, dtype=dtype, copy=bool(copy))
-        return array
+        array: np.ndarray = np.asarray(self.values, dtype=dtype)
+        return array.copy() if copy else array
 
     def _row(self, query: Any) -> np.ndarray:
         if query not in self._queries:

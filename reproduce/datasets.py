@@ -18,7 +18,7 @@ from upweight.tables import atomic_write
 __all__ = ["Digits", "mnist"]
 
 MNIST_SOURCE = "https://ossci-datasets.s3.amazonaws.com/mnist/"
-MNIST = {  # fmt: skip
+MNIST = {
     "train-images-idx3-ubyte.gz": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "train-labels-idx1-ubyte.gz": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
     "t10k-images-idx3-ubyte.gz": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",

@@ -13,6 +13,7 @@ Removing example i and minimising again changes a query's measure m by about
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 import torch
@@ -94,19 +95,31 @@ def gauss_newton(
     total = torch.diag(problem.l2)
     for i, share in enumerate(problem.shares):
         z = outputs(theta, i).detach()
-        slope: Tensor = jacobian(lambda t, i=i: outputs(t, i).reshape(-1), theta)
-        bend: Tensor = dense_hessian(
-            lambda flat, i=i, z=z: output_loss(flat.view_as(z), i), z.reshape(-1)
-        )
+        slope: Tensor = jacobian(partial(_flat, outputs, i), theta)
+        bend: Tensor = dense_hessian(partial(_at, output_loss, i, z.shape), z.reshape(-1))
         total = total + share * slope.T @ bend @ slope
     return total
+
+
+def _flat(outputs: Callable[[Tensor, int], Tensor], i: int, theta: Tensor) -> Tensor:
+    return outputs(theta, i).reshape(-1)
+
+
+def _at(
+    output_loss: Callable[[Tensor, int], Tensor], i: int, shape: torch.Size, flat: Tensor
+) -> Tensor:
+    return output_loss(flat.reshape(shape), i)
+
+
+def _losses(problem: Problem, i: int, theta: Tensor) -> Tensor:
+    return problem.loss(theta, i)
 
 
 def empirical_fisher(problem: Problem, theta: Tensor) -> Tensor:
     """Σ_i share_i ∇ℓ_i ∇ℓ_iᵀ + diag λ, ``[p, p]``."""
     total = torch.diag(problem.l2)
     for i, share in enumerate(problem.shares):
-        g = gradient(lambda t, i=i: problem.loss(t, i), theta)
+        g = gradient(partial(_losses, problem, i), theta)
         total = total + share * torch.outer(g, g)
     return total
 
@@ -116,7 +129,7 @@ def scores(problem: Problem, theta: Tensor, matrix: Tensor, measures: list[Scala
     inverse = torch.linalg.inv(matrix)
     table = torch.zeros(len(measures), len(problem.shares), dtype=theta.dtype)
     for i, share in enumerate(problem.shares):
-        g = gradient(lambda t, i=i: problem.loss(t, i), theta)
+        g = gradient(partial(_losses, problem, i), theta)
         g = g + problem.l2 * theta if problem.l2_inside else g
         for q, measure in enumerate(measures):
             table[q, i] = share * gradient(measure, theta) @ inverse @ g

@@ -1,0 +1,48 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help demo test check format reproduce bench peers clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+# Each stamp is made once, and again when the requirements change.
+.venv/core: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/pip install --quiet -c constraints.txt -e .
+	@touch $@
+
+.venv/dev: .venv/core
+	$(BIN)/pip install --quiet -c constraints.txt -e . --group dev
+	@touch $@
+
+demo: .venv/core  ## Explain, audit and prove a model of handwritten digits (about a minute)
+	$(BIN)/upweight demo
+
+test: .venv/dev  ## Run all tests
+	$(BIN)/pytest -n auto
+
+check: .venv/dev  ## Format, lint, types, tests and documentation
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -n auto
+
+format: .venv/dev  ## Format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+reproduce: .venv/dev  ## Figure 2 of the paper on MNIST (about ten minutes; needs data)
+	$(BIN)/python -m reproduce.fig2_logistic
+
+bench: .venv/dev  ## Cost and error against exact scores, with the peers of `make peers`
+	$(BIN)/python -m benchmarks.harness softmax
+
+peers: .venv/dev  ## Install peers for `make bench` into environments of their own
+	bash benchmarks/setup_peers.sh
+
+clean:  ## Remove environments and caches
+	rm -rf .venv .venv-peers* .pytest_cache .mypy_cache .ruff_cache .hypothesis

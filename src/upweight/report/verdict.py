@@ -1,0 +1,165 @@
+"""How far the scores can be trusted, in words, from the evidence alone.
+
+Every row of the evidence is graded by r (does the order hold?) and by the slope (does the size
+hold?), and the weakest row decides: examples chosen for their large scores spread the points out
+and so flatter r, which is why nothing is called good before random removals have been tried.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+from upweight.report.numbers import figure, finite, interval, percent
+
+__all__ = ["Verdict", "verdict"]
+
+GOOD_R, GOOD_LOW_R, GOOD_SLOPES = 0.95, 0.9, (0.8, 1.25)
+USABLE_R = 0.5
+ENOUGH_PAIRS = 10
+LARGE_RESIDUAL = 0.01
+FULL_COVERAGE = 0.999
+
+NOT, PARTLY, GOOD = range(3)
+
+
+@final
+@dataclass(frozen=True)
+class Verdict:
+    """What the evidence says about the scores.
+
+    Attributes:
+        grade: "good", "partly", "not" or "unchecked".
+        word: the grade for a person.
+        headline: one sentence of what may be done with the scores.
+        basis: what the headline rests on.
+        notes: what else limits it.
+    """
+
+    grade: str
+    word: str
+    headline: str
+    basis: str
+    notes: tuple[str, ...]
+
+
+@final
+@dataclass(frozen=True)
+class _Row:
+    """One row of the evidence with its grade."""
+
+    row: Mapping[str, Any]
+    grade: int
+    headline: str
+
+    @property
+    def random(self) -> bool:
+        return _is_random(self.row)
+
+
+def _is_random(row: Mapping[str, Any]) -> bool:
+    return "random" in str(row["name"]).lower()
+
+
+def verdict(model: Mapping[str, Any]) -> Verdict:
+    """The verdict on one model’s scores.
+
+    Args:
+        model: one entry of the summary's "models".
+
+    Example:
+        >>> row = {"name": "random", "r": 0.998, "r_interval": [0.99, 1], "slope": 1.01,
+        ...        "slope_interval": [0.99, 1.02], "count": 40}
+        >>> verdict({"evidence": {"agreements": [row], "points": []}}).headline
+        'Predictions can be taken at face value.'
+    """
+    evidence = model.get("evidence") or {}
+    rows = [_graded(row) for row in evidence.get("agreements") or ()]
+    notes = _solver_notes(model)
+    if not rows:
+        return Verdict(
+            "unchecked",
+            "Not checked",
+            "Nothing on this page shows that the scores come true.",
+            "No example was really removed and the model fitted again without it.",
+            notes,
+        )
+    weakest = min(rows, key=lambda row: (row.grade, not row.random))
+    grade, headline = weakest.grade, weakest.headline
+    if not any(row.random for row in rows):
+        notes = (
+            "Only chosen examples were removed, none at random. Choosing large scores flatters r.",
+            *notes,
+        )
+        if grade == GOOD:
+            grade, headline = PARTLY, "Large scores come true; nothing is known of the others."
+    word = {GOOD: "Good", PARTLY: "Partly", NOT: "Do not rely on it"}[grade]
+    name = {GOOD: "good", PARTLY: "partly", NOT: "not"}[grade]
+    return Verdict(name, word, headline, _basis(weakest.row, evidence.get("points") or ()), notes)
+
+
+def _graded(row: Mapping[str, Any]) -> _Row:
+    r, slope = finite(row.get("r")), finite(row.get("slope"))
+    low = finite((row.get("r_interval") or [None])[0])
+    if r is None or slope is None:
+        return _Row(row, NOT, "Predicted or actual changes do not vary, so nothing can be said.")
+    # Without an interval r speaks for itself.
+    low = r if low is None else low
+    if r < USABLE_R or low <= 0 or slope <= 0:
+        return _Row(
+            row, NOT, "Do not act on these scores: what happened has little to do with them."
+        )
+    sized = GOOD_SLOPES[0] <= slope <= GOOD_SLOPES[1]
+    if r < GOOD_R or low < GOOD_LOW_R:
+        size = "" if sized else f", and real changes are about {figure(slope, 2)} times as large"
+        return _Row(
+            row, PARTLY, f"Use the scores to choose what to look at; single ones are noisy{size}."
+        )
+    if not sized:
+        return _Row(
+            row,
+            PARTLY,
+            "The order of the scores can be trusted, their size cannot: real changes are about "
+            f"{figure(slope, 2)} times as large.",
+        )
+    if row.get("count", 0) < ENOUGH_PAIRS:
+        return _Row(row, PARTLY, "All comparisons agree, but they are too few to rely on.")
+    return _Row(row, GOOD, "Predictions can be taken at face value.")
+
+
+def _basis(row: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> str:
+    """What was removed, how often, and how it came out."""
+    removed = len({str(p.get("removed")) for p in points if p.get("kind") == row["name"]})
+    count = row.get("count", 0)
+    what = "at random" if _is_random(row) else f"({row['name']})"
+    if removed:
+        examples = f"{removed} example{'s' * (removed != 1)}"
+        tried = f"{examples} removed {what}"
+        pairs = f" ({count} pairs with the queries)" if count != removed else ""
+    else:
+        tried, pairs = f"{count} removals {what}", ""
+    order = f"{_r(row['r'])} {interval(row.get('r_interval'))}"
+    size = f"slope {figure(row['slope'])} {interval(row.get('slope_interval'), 2)}"
+    # A line may not break inside either.
+    order, size = (text.replace(" ", "\u00a0") for text in (order, size))
+    return f"{tried} and the model fitted again without each{pairs}: {order}, {size}."
+
+
+def _r(value: Any) -> str:
+    number = finite(value)
+    if number is None:
+        return f"r = {figure(None)}"
+    # Three figures would turn 0.9996 into a perfect 1.
+    return "r > 0.999" if 0.9995 <= number < 1 else f"r = {number:.3f}".replace("-", "−")
+
+
+def _solver_notes(model: Mapping[str, Any]) -> tuple[str, ...]:
+    """Limits that the evidence need not show: an unfinished solve, parameters left out."""
+    notes = []
+    residual, coverage = finite(model.get("worst_residual")), finite(model.get("coverage"))
+    if residual is not None and residual > LARGE_RESIDUAL:
+        notes.append(
+            f"The linear solve stopped early, at a relative residual of {figure(residual, 2)}."
+        )
+    if coverage is not None and coverage < FULL_COVERAGE:
+        notes.append(f"The scores see {percent(coverage)} of the model’s parameters.")
+    return tuple(notes)

@@ -1,0 +1,585 @@
+"""The report: pictures, verdicts and the page, as text and in a real browser."""
+
+import base64
+import copy
+import json
+import math
+import re
+import struct
+import zlib
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from upweight.errors import InputError
+from upweight.report import picture, render
+from upweight.report.numbers import figure, scale_of
+from upweight.report.pictures import MAX_SIDE
+from upweight.report.scatter import MAX_POINTS, scatter
+from upweight.report.verdict import verdict
+
+CHROMIUM = Path("/usr/bin/chromium")
+HOSTILE = "</script><img src=x onerror=\"document.title='owned'\"><!--'&{{ 7*7 }}"
+
+
+def pixels(uri):
+    """Decode an unfiltered 8-bit PNG, checking every length and checksum."""
+    head, _, body = uri.partition(",")
+    assert head == "data:image/png;base64"
+    data = base64.b64decode(body, validate=True)
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    chunks, place = {}, 8
+    while place < len(data):
+        (size,) = struct.unpack_from(">I", data, place)
+        kind, content = data[place + 4 : place + 8], data[place + 8 : place + 8 + size]
+        assert struct.unpack_from(">I", data, place + 8 + size) == (zlib.crc32(kind + content),)
+        chunks[kind], place = content, place + 12 + size
+    assert list(chunks) == [b"IHDR", b"IDAT", b"IEND"]
+    width, height, depth, colour, *rest = struct.unpack(">IIBBBBB", chunks[b"IHDR"])
+    assert (depth, *rest) == (8, 0, 0, 0)
+    channels = {0: 1, 2: 3}[colour]
+    lines = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(height, -1)
+    assert not lines[:, 0].any()
+    return lines[:, 1:].reshape(height, width, channels)
+
+
+def agreement(name="random", r=0.998, slope=1.01, *, spread=0.002, count=40):
+    return {
+        "name": name,
+        "r": r,
+        "r_interval": [r - spread, min(r + spread, 1.0)],
+        "slope": slope,
+        "slope_interval": [slope - 0.01, slope + 0.01],
+        "count": count,
+    }
+
+
+def example(place, score, *, pictured):
+    found = {"id": place, "label": str(place % 10), "score": score}
+    return {**found, "picture": picture(np.eye(8) * place)} if pictured else found
+
+
+def a_model(name="softmax regression", *, pictured=True):
+    rng = np.random.default_rng(0)
+    points = [
+        {"x": x, "y": 1.01 * x + 1e-4 * noise, "kind": kind, "query": q, "removed": i}
+        for kind, size in (("most influential", 0.1), ("random", 0.01))
+        for q, (x, noise) in enumerate(rng.normal(size=(2, 2)) * [size, 1])
+        for i in range(10)
+    ]
+    return {
+        "name": name,
+        "facts": [["Training examples", 700], ["L2", "0.01"]],
+        "sentence": "Predicted change of the loss (nats) if removed; positive = helpful.",
+        "method": "exact",
+        "damping": 0.0,
+        "worst_residual": 1e-12,
+        "coverage": 1.0,
+        "removal": "mean",
+        "caveats": ["A first-order prediction."],
+        "unit": "nats",
+        "measure": "loss",
+        "queries": [
+            {
+                "id": f"query-{q}",
+                **({"picture": picture(np.eye(8))} if pictured else {}),
+                "title": "labelled 5, predicted 3",
+                "measure": 2.5,
+                "helpful": [example(i, 0.12 / (i + 1), pictured=pictured) for i in range(8)],
+                "harmful": [example(i, -0.06 / (i + 1), pictured=pictured) for i in range(8)],
+            }
+            for q in range(2)
+        ],
+        "suspects": {
+            "caption": "By self-influence.",
+            "rows": [
+                {
+                    "id": f"row-{i}",
+                    **({"picture": picture(np.eye(8))} if pictured else {}),
+                    "given": "5",
+                    "predicted": "3",
+                    "self_influence": 1.0 / (i + 1),
+                    "loss": float(i % 4),
+                    "margin": -0.5,
+                    "flipped": i % 2 == 0,
+                }
+                for i in range(6)
+            ],
+            "found": {"checked": 6, "found": 3, "total": 4},
+        },
+        "evidence": {
+            "agreements": [agreement("most influential", 0.999), agreement()],
+            "points": points,
+            "truth": "refits to machine precision",
+        },
+    }
+
+
+def a_summary(*models):
+    return {
+        "title": "Which digits made the model say this?",
+        "created": "2026-01-02T03:04:05",
+        "version": "0.1.0",
+        "identity": "model 8f3a",
+        "models": list(models) or [a_model()],
+    }
+
+
+class Elements(HTMLParser):
+    """Every start tag with its attributes, and the text outside scripts and styles."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.texts, self.open = [], [], []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag in ("script", "style"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag in ("script", "style"):
+            self.open.pop()
+
+    def handle_data(self, data):
+        if not self.open:
+            self.texts.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+
+def embedded(page):
+    (text,) = re.findall(
+        r'<script type="application/json" id="upweight-summary">(.*?)</script>', page
+    )
+    return json.loads(text, parse_constant=pytest.fail)
+
+
+# Pictures
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 1), (1, 5, 7), (5, 7, 3), (1, 1)])
+def test_bytes_come_back(shape):
+    array = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    found = pixels(picture(array))
+    expected = np.moveaxis(array, 0, 2) if shape == (1, 5, 7) else array
+    np.testing.assert_array_equal(found, expected.reshape(found.shape))
+
+
+def test_colours_first_is_colours_last():
+    array = np.random.default_rng(0).integers(0, 256, (3, 5, 7)).astype(np.uint8)
+    assert picture(array) == picture(np.moveaxis(array, 0, 2))
+
+
+def test_grey_is_stretched_from_its_minimum_to_its_maximum():
+    found = pixels(picture(np.array([[-1.0, 0.0], [0.5, 1.0]])))
+    np.testing.assert_array_equal(found[:, :, 0], [[0, 128], [191, 255]])
+    np.testing.assert_array_equal(pixels(picture(np.array([[0, 16]])))[:, :, 0], [[0, 255]])
+
+
+def test_colours_between_0_and_1_are_kept_and_others_stretched():
+    array = np.zeros((1, 2, 3))
+    array[0, 1] = [0.2, 0.4, 0.6]
+    np.testing.assert_array_equal(pixels(picture(array))[0, 1], [51, 102, 153])
+    np.testing.assert_array_equal(pixels(picture(10 * array))[0, 1], [85, 170, 255])
+
+
+def test_an_even_picture_is_black_and_huge_values_do_not_overflow():
+    assert not pixels(picture(np.full((2, 2), 7.0))).any()
+    np.testing.assert_array_equal(
+        pixels(picture(np.array([[-1.7e308, 1.7e308]])))[:, :, 0], [[0, 255]]
+    )
+
+
+def test_large_pictures_are_averaged():
+    array = np.zeros((2 * MAX_SIDE, 2 * MAX_SIDE - 1), np.uint8)
+    array[::2] = 200
+    found = pixels(picture(array))
+    assert found.shape == (MAX_SIDE, MAX_SIDE, 1)
+    assert (found == 100).all()
+
+
+@pytest.mark.parametrize(
+    ("array", "said"),
+    [
+        (np.zeros(64), r"\[64\].*Reshape"),
+        (np.zeros((2, 5, 5)), r"\[2, 5, 5\].*Reshape"),
+        (np.zeros((1, 3, 8, 8)), r"\[1, 3, 8, 8\].*one at a time"),
+        (np.zeros((0, 4)), "at least one pixel"),
+        (np.array([[np.nan, 1.0]]), "finite"),
+        (np.array([[np.inf, 1.0]]), "finite"),
+        (np.array([["a"]]), "needs numbers"),
+        (np.ones((2, 2), complex), "needs numbers"),
+    ],
+)
+def test_what_is_no_picture_is_refused(array, said):
+    with pytest.raises(InputError, match=said):
+        picture(array)
+
+
+# Numbers
+
+
+def test_scales_give_the_largest_three_figures():
+    scale = scale_of([3.21e-5, -1.0e-6, None, math.nan])
+    assert scale.signed(3.21e-5) == "+32.1"
+    assert scale.signed(-1.0e-6) == "−1.0"
+    assert scale.signed(1e-9) == "0.0"
+    assert scale.unit("nats") == "10⁻⁶ nats"
+    assert scale_of([]).signed(0.0) == "0.0"
+
+
+@pytest.mark.parametrize("value", [9.999, 0.0009999, 99999.0, 1e-300, -123456.0])
+def test_figures_round_to_the_value(value):
+    text = figure(value).replace("−", "-").replace(" × 10", "e")
+    text = text.translate(str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789"))
+    assert float(text) == pytest.approx(value, rel=6e-3)
+
+
+# The verdict
+
+
+@pytest.mark.parametrize(
+    ("rows", "grade", "said"),
+    [
+        ([], "unchecked", "Nothing on this page"),
+        ([agreement()], "good", "face value"),
+        ([agreement(slope=1.6)], "partly", "1.6 times as large"),
+        ([agreement(r=0.8, spread=0.05)], "partly", "noisy"),
+        ([agreement(r=0.97, spread=0.2)], "partly", "noisy"),
+        ([agreement(r=0.3)], "not", "Do not act"),
+        ([agreement(r=0.6, spread=0.7)], "not", "Do not act"),
+        ([agreement(slope=-1.0)], "not", "Do not act"),
+        ([agreement(r=math.nan)], "not", "do not vary"),
+        ([agreement(count=3)], "partly", "too few"),
+        ([agreement("most influential")], "partly", "nothing is known of the others"),
+        ([agreement("most influential"), agreement(r=0.2)], "not", "Do not act"),
+        ([agreement("most influential", slope=2.0), agreement()], "partly", "2.0 times"),
+    ],
+)
+def test_the_weakest_row_decides(rows, grade, said):
+    found = verdict({"evidence": {"agreements": rows, "points": []}})
+    assert found.grade == grade
+    assert said in found.headline
+
+
+def test_the_basis_counts_what_was_removed_and_does_not_round_up():
+    points = [
+        {"x": 0.0, "y": 0.0, "kind": "random", "query": q, "removed": i}
+        for q in range(2)
+        for i in range(20)
+    ]
+    row = agreement(r=0.9997, spread=0.0001)
+    found = verdict({"evidence": {"agreements": [row], "points": points}})
+    assert found.basis.startswith("20 examples removed at random")
+    assert "40 pairs" in found.basis
+    assert "r > 0.999" in found.basis.replace("\u00a0", " ")
+
+
+def test_an_unfinished_solve_and_missing_parameters_are_said():
+    found = verdict({"worst_residual": 0.2, "coverage": 0.62, "evidence": None})
+    assert "residual of 0.20" in found.notes[0]
+    assert "62 %" in found.notes[1]
+
+
+# The drawing
+
+
+def test_points_lie_where_their_values_are():
+    points = [{"x": x, "y": x, "kind": "all", "query": 0, "removed": 0} for x in (-1.0, 0.0, 2.0)]
+    (panel,) = scatter(points, "nats").panels
+    for mark in panel.marks:
+        assert mark.x - panel.left == pytest.approx(panel.bottom - mark.y, abs=0.02)
+    (zero,) = [x for x, text in panel.x_ticks if float(text.replace("−", "-")) == 0]
+    assert panel.marks[1].x == pytest.approx(zero, abs=0.02)
+
+
+def test_what_cannot_be_drawn_is_left_out_and_very_many_are_thinned():
+    point = {"x": 1.0, "y": 1.0, "kind": "all", "query": 0, "removed": 0}
+    found = scatter([point, {**point, "y": math.nan}, {**point, "x": None}], "nats")
+    assert (found.drawn, found.total) == (1, 3)
+    many = scatter([point] * (2 * MAX_POINTS + 1), "nats")
+    assert many.drawn <= MAX_POINTS
+    assert scatter([], "nats").panels == ()
+    assert len(scatter([{**point, "x": 0.0, "y": 0.0}], "nats").panels) == 1
+
+
+# The page
+
+
+def test_every_section_is_there():
+    page = render(a_summary())
+    text = Elements(page).text
+    for said in (
+        "Which digits made the model say this?",
+        "Predicted change of the loss (nats) if removed",
+        "Predictions can be taken at face value.",
+        "labelled 5, predicted 3",
+        "+0.120",
+        "−0.060",
+        "removing one raises this query’s loss",
+        "3 of the 4 labels known to be wrong are among the first 6 checked (75 %).",
+        "refits to machine precision",
+        "A first-order prediction.",
+        "model 8f3a",
+    ):
+        assert said in text
+    assert len(page) < 200_000
+
+
+def test_what_is_absent_leaves_no_trace():
+    model = {**a_model(pictured=False), "suspects": None, "queries": [], "worst_residual": None}
+    del model["evidence"]
+    summary = a_summary(model)
+    del summary["identity"]
+    elements = Elements(render(summary))
+    assert "Suspicious labels" not in elements.text
+    assert "Explained queries" not in elements.text
+    assert "Identity" not in elements.text
+    assert "Not checked" in elements.text
+    assert not [tag for tag, _ in elements.tags if tag == "img"]
+    assert "holds no model" in Elements(render({**summary, "models": []})).text
+
+
+def test_rows_without_optional_parts():
+    model = a_model(pictured=False)
+    model["suspects"] = {"rows": [{"id": 1, "self_influence": 0.5, "loss": 1.0, "given": "a"}]}
+    model["queries"][0]["helpful"] = []
+    model["evidence"]["truth"] = None
+    text = Elements(render(a_summary(model))).text
+    assert "Model says" not in text
+    assert "Margin" not in text
+    assert "None." in text
+
+
+def test_losses_are_not_given_the_unit_of_another_measure():
+    model = {**a_model(pictured=False), "measure": "margin", "unit": "logits"}
+    table = render(a_summary(model)).partition('<table class="ranking')[2].partition("</thead>")[0]
+    assert "logits" not in table
+    model["suspects"]["unit"] = "nats"
+    table = render(a_summary(model)).partition('<table class="ranking')[2].partition("</thead>")[0]
+    assert table.count("nats") == 2
+
+
+def hostile(value):
+    """A summary with hostile text wherever text may stand."""
+    if isinstance(value, dict):
+        kept = ("picture", "models", "measure", "created")
+        return {k: v if k in kept and isinstance(v, str) else hostile(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [hostile(item) for item in value]
+    return HOSTILE if isinstance(value, str) else value
+
+
+@pytest.mark.parametrize("pictured", [True, False])
+def test_hostile_text_stays_text(pictured):
+    summary = hostile(a_summary(a_model(pictured=pictured)))
+    summary["models"][0]["queries"][0]["id"] = HOSTILE
+    page = render(summary)
+    elements = Elements(page)
+    assert HOSTILE.partition("<!--")[0] in elements.text
+    plain = Elements(render(a_summary(a_model(pictured=pictured))))
+    assert {tag for tag, _ in elements.tags} <= {tag for tag, _ in plain.tags}
+    assert not [attrs for _, attrs in elements.tags if any(key.startswith("on") for key in attrs)]
+    assert page.count("<script") == 2
+    assert embedded(page)["title"] == HOSTILE
+
+
+def test_the_summary_travels_without_pictures_and_without_nan():
+    summary = a_summary()
+    summary["models"][0]["evidence"]["agreements"][0]["r"] = math.nan
+    summary["models"][0]["evidence"]["points"][0]["y"] = math.inf
+    summary["models"][0]["queries"][0]["measure"] = -math.inf
+    page = render(summary)
+    found = embedded(page)
+    assert not re.search(r"\b(nan|inf|none|undefined)\b", Elements(page).text.lower())
+    expected = copy.deepcopy(summary["models"][0])
+    expected["evidence"]["agreements"][0]["r"] = None
+    expected["evidence"]["points"][0]["y"] = None
+    expected["queries"][0]["measure"] = None
+    assert found["models"][0]["evidence"] == expected["evidence"]
+    assert found["models"][0]["queries"][0]["measure"] is None
+    assert found["models"][0]["queries"][0]["picture"] is None
+
+
+def test_rendering_is_deterministic_and_leaves_the_summary_alone():
+    summary = a_summary()
+    before = copy.deepcopy(summary)
+    assert render(summary) == render(summary)
+    assert summary == before
+
+
+@pytest.mark.parametrize("name", ["title", "created", "version", "models"])
+def test_a_summary_without_its_parts_is_refused(name):
+    summary = a_summary()
+    del summary[name]
+    with pytest.raises(InputError, match=name):
+        render(summary)
+
+
+@pytest.mark.parametrize("name", ["unit", "queries", "sentence"])
+def test_a_model_without_its_parts_is_refused(name):
+    model = a_model()
+    del model[name]
+    with pytest.raises(InputError, match=name):
+        render(a_summary(model))
+
+
+def test_a_picture_that_would_be_fetched_is_refused():
+    model = a_model()
+    model["queries"][0]["picture"] = "https://example.org/a.png"
+    with pytest.raises(InputError, match="data URI"):
+        render(a_summary(model))
+
+
+def test_ids_in_the_page_are_unique_and_links_lead_somewhere():
+    tags = Elements(render(a_summary(a_model(), a_model("network")))).tags
+    ids = [attrs["id"] for _, attrs in tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    for tag, attrs in tags:
+        if tag == "a":
+            assert attrs["href"].removeprefix("#") in ids
+        for name in attrs.get("aria-labelledby", "").split():
+            assert name in ids
+        if tag == "img":
+            assert attrs["alt"]
+
+
+# A real browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not CHROMIUM.exists():
+        pytest.skip(f"no browser at {CHROMIUM}")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+    with playwright.sync_playwright() as driver:
+        found = driver.chromium.launch(executable_path=str(CHROMIUM), args=quiet)
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def visit(browser, tmp_path):
+    """Open a summary's page from its file; everything it asked for or complained of is checked."""
+    contexts, asked, said = [], [], []
+
+    def open_page(summary, *, width=1280, script=True, **settings):
+        file = tmp_path / "report.html"
+        file.write_text(render(summary), encoding="utf-8")
+        size = {"width": width, "height": 900}
+        context = browser.new_context(viewport=size, java_script_enabled=script, **settings)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto(file.as_uri())
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not [url for url in asked if not url.startswith(("file:", "data:"))]
+    assert said == []
+
+
+def test_browser_draws_every_point_once(visit):
+    page = visit(a_summary())
+    count = len(a_model()["evidence"]["points"])
+    assert page.locator('.scatter[data-panel="all"] .mark').count() == count
+    assert page.locator('.scatter[data-panel="random"] .mark').count() == count // 2
+
+
+def test_browser_runs_nothing_hostile(visit):
+    page = visit(hostile(a_summary(a_model(), a_model("network"))))
+    assert page.title() == HOSTILE + " · upweight"
+    assert page.evaluate("document.querySelectorAll('[onerror]').length") == 0
+    assert page.locator(".tabs button").first.text_content() == HOSTILE
+
+
+@pytest.mark.parametrize("pictured", [True, False])
+@pytest.mark.parametrize("width", [320, 390, 768, 1400])
+def test_browser_never_scrolls_sideways(visit, width, pictured):
+    model = a_model(pictured=pictured)
+    model["queries"][0]["id"] = model["queries"][0]["title"] = "unbroken" * 30
+    model["suspects"]["rows"][0]["id"] = "unbroken" * 30
+    model["queries"][0]["helpful"][0]["label"] = "unbroken" * 30
+    page = visit(a_summary(model, a_model("unbroken" * 12)), width=width)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_browser_without_scripts_shows_all_models(visit):
+    page = visit(a_summary(a_model(), a_model("network")), script=False)
+    assert page.locator(".model:visible").count() == 2
+    assert page.locator(".tabs, th button").count() == 0
+    assert page.locator("#tip:visible").count() == 0
+    assert page.locator(".scatter title").count() > 20
+    page.locator("summary").first.click()
+    assert page.locator(".ranking:visible").count() == 1
+
+
+def test_browser_tabs_by_mouse_keys_and_link(visit):
+    page = visit(a_summary(a_model(), a_model("network")))
+    tabs = page.get_by_role("tab")
+    assert page.locator(".model:visible").count() == 1
+    tabs.nth(1).click()
+    assert page.locator("#m2").is_visible()
+    tabs.nth(1).press("ArrowRight")
+    assert page.locator("#m1").is_visible()
+    assert tabs.nth(0).get_attribute("aria-selected") == "true"
+    page.locator('.overview a[href="#m2"]').click()
+    page.locator("#m2").wait_for(state="visible")
+    page.emulate_media(media="print")
+    assert page.locator(".model:visible").count() == 2
+
+
+def test_browser_sorts_by_number_both_ways(visit):
+    page = visit(a_summary(a_model(pictured=False)))
+    head = page.locator(".ranking th", has_text="Loss")
+    losses = page.locator(".ranking tbody tr td:nth-child(6)")
+    head.locator("button").press("Enter")
+    values = [float(text) for text in losses.all_text_contents()]
+    assert values == sorted(values, reverse=True)
+    assert head.get_attribute("aria-sort") == "descending"
+    head.locator("button").click()
+    values = [float(text) for text in losses.all_text_contents()]
+    assert values == sorted(values)
+
+
+def test_browser_says_what_a_point_is(visit):
+    page = visit(a_summary())
+    chart = page.locator(".scatter").first
+    chart.focus()
+    page.keyboard.press("ArrowRight")
+    first = page.locator("#tip").text_content()
+    assert re.match(r"query \d+, without \d+: predicted [−+]", first)
+    page.keyboard.press("Escape")
+    assert page.locator("#tip").is_hidden()
+    page.locator('.scatter[data-panel="all"] .mark').nth(3).hover(force=True)
+    assert page.locator("#tip").is_visible()
+
+
+def luminance(colour):
+    channels = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_browser_text_can_be_read_in_both_schemes(visit, scheme):
+    page = visit(a_summary(), color_scheme=scheme)
+    colour = "element => getComputedStyle(element).color"
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (luminance(paper) > 0.5) == (scheme == "light")
+    for place in ("h1", ".aside", ".helpful .score", ".harmful .score", ".word", ".tag", ".id"):
+        ink = page.locator(place).first.evaluate(colour)
+        light, dark = sorted([luminance(ink), luminance(paper)], reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, place

@@ -167,6 +167,20 @@ def test_data_that_changes_between_readings(x, y):
         uw.Data.of(Augmented())
 
 
+def test_random_draws_from_a_dataset_are_not_taken_for_changes(x, y):
+    data = TensorDataset(x, y)
+    listed = [data[i] for i in range(12)]
+    lissa = uw.LiSSA(depth=50, repeats=2, batch_size=3)
+    inf = uw.Influence(nn.Linear(3, 2), listed, loss="cross_entropy", l2=0.1, method=lissa)
+    assert inf.explain((x[:2], y[:2]), accept=True).shape == (2, 12)
+
+
+def test_inputs_the_model_cannot_take(x, y):
+    model = nn.Linear(3, 2)
+    with refused(model, errors.DataError, r"training data cannot be run.*uint8 \(4, 3\)"):
+        explain(model, x.to(torch.uint8), y)
+
+
 def test_data_that_changes_later(x, y):
     class Late(Dataset):
         def __init__(self):

@@ -82,10 +82,14 @@ def test_every_gradient_map_equals_the_loop(case):
         torch.testing.assert_close(gradients.dot(few), few @ loop.T, rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(gradients.dot(many), many @ loop.T, rtol=1e-9, atol=1e-12)
         weights = torch.randn(3, n).double()
-        torch.testing.assert_close(gradients.combine(weights), weights @ loop, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            gradients.combine(weights), weights @ loop, rtol=1e-9, atol=1e-12
+        )
 
 
-@pytest.mark.parametrize("case", LINEAR_CASES[:2] + LINEAR_CASES[8:11:2], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", LINEAR_CASES[:2] + LINEAR_CASES[8:11:2], ids=lambda case: case.name
+)
 @both_removals
 def test_sign_and_size_by_really_removing(case, removal):
     risk = fitted(case, removal=removal)
@@ -294,7 +298,8 @@ def test_whatif_is_made_of_scores_and_exchanges():
     np.testing.assert_allclose(removed, scores.group([0, 3]), rtol=1e-9)
     np.testing.assert_allclose(
         inf.whatif(on=queries, reweight={0: 0.0, 3: 2.0}).change,
-        scores.values[:, 0] - scores.values[:, 3], rtol=1e-9,
+        scores.values[:, 0] - scores.values[:, 3],
+        rtol=1e-9,
     )
     given = int(risk.data.at(torch.tensor([1])).targets[0])
     same = inf.whatif(on=queries, relabel={1: given}).change
@@ -318,8 +323,11 @@ def test_relabelling_is_the_derivative_of_a_mixture():
     shares = torch.full((31,), 1 / 30, dtype=torch.float64)
     shares[5], shares[30] = (1 - step) / 30, step / 30
     moved = reference.ridge(both, targets, 0.1, shares)
-    before, after = ((q @ t - r) ** 2 for t in (model.weight[0].detach(), moved)
-                     for q, r in [(query[0], query[1][:, 0])])
+    before, after = (
+        (q @ t - r) ** 2
+        for t in (model.weight[0].detach(), moved)
+        for q, r in [(query[0], query[1][:, 0])]
+    )
     np.testing.assert_allclose(predicted, ((after - before) / step).numpy(), rtol=1e-4)
 
 
@@ -344,9 +352,7 @@ def test_perturbation_is_the_mixed_derivative(name):
         for q in range(2):
             wanted = -reference.perturbation(example, objective.space.row(), x, rows[q])[0]
             torch.testing.assert_close(found.paper[q, m], wanted, rtol=1e-8, atol=1e-12)
-            torch.testing.assert_close(
-                found.values[q, m], wanted * share[0], rtol=1e-8, atol=1e-12
-            )
+            torch.testing.assert_close(found.values[q, m], wanted * share[0], rtol=1e-8, atol=1e-12)
     assert found.magnitude().shape == (2, 3)
 
 

@@ -137,9 +137,7 @@ def test_rows_of_another_length_are_refused():
         Dense(spd(4)) @ torch.ones(3, dtype=torch.float64)
 
 
-
 def mean_of(matrix: torch.Tensor, count: int = 3):
-
 
     class Constant(MeanOperator):
         def __init__(self) -> None:
@@ -180,7 +178,10 @@ def test_lissa_reference_convention_is_scale_times_damp():
 
 def test_lissa_depth_leaves_the_stated_part_of_flat_directions():
     """After t steps a share (1 − e/σ)^(t+1) of an eigendirection is missing."""
-    matrix, v = torch.diag(torch.tensor([1.0, 0.01], dtype=torch.float64)), torch.ones(1, 2).double()
+    matrix, v = (
+        torch.diag(torch.tensor([1.0, 0.01], dtype=torch.float64)),
+        torch.ones(1, 2).double(),
+    )
     found = LiSSA(scale=2.0, depth=100, tail=0.0).init(mean_of(matrix)).solve(v).value[0, 1]
     assert float(found) == pytest.approx(100 * (1 - (1 - 0.005) ** 101), rel=1e-9)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from upweight.bars import track
 from upweight.data import Batch, Data
-from upweight.errors import DataError, NonFiniteError, UpweightError
+from upweight.errors import NonFiniteError
 from upweight.gradients import dense_gradients, per_example
 from upweight.linalg import Inverse
 from upweight.meaning import removal_gradient_row, removal_score
@@ -64,15 +64,7 @@ def query_rows(objective: Objective, queries: Data, measure: Measure) -> Tensor:
     Raises:
         LossError, NonFiniteError: the measure is not per example, or not finite.
     """
-    try:
-        objective.probe(queries, measure)
-    except UpweightError:
-        raise
-    except Exception as error:
-        raise DataError(
-            f"The queries cannot be run through the model: {error}. They need the same inputs and "
-            "targets as the training data."
-        ) from error
+    objective.probe(queries, measure, role="queries")
     parts = []
     for batch in queries.batches(queries.batch_size or DEFAULT_BATCH):
         placed = objective.place(batch)

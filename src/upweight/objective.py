@@ -10,9 +10,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from upweight.data import Batch, Data
-from upweight.errors import InputError, LossError, ModelError, NonFiniteError
+from upweight.errors import (
+    DataError,
+    InputError,
+    LossError,
+    ModelError,
+    NonFiniteError,
+    UpweightError,
+)
 from upweight.losses import CustomLoss, Loss, resolve
 from upweight.parameters import ParameterSpace, Select
+from upweight.sources import leaves
 
 __all__ = ["MEASURES", "Measure", "Objective", "Removal"]
 
@@ -20,13 +28,21 @@ Removal = Literal["mean", "sum"]
 Measure = str | Callable[[Any, Any], Tensor]
 MEASURES = ("loss", "margin", "logit", "log_probability")
 
-_RANDOM_MODULES = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
+
+def _depends_on_mode(module: nn.Module) -> bool:
+    """Whether train mode makes a layer random, couple its rows or change its own statistics."""
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p > 0
+    if isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
+        return module.dropout > 0
+    if isinstance(module, nn.modules.instancenorm._InstanceNorm):
+        return module.track_running_stats
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 
 def _refuse_train_mode(model: nn.Module) -> None:
     for name, module in model.named_modules():
-        dropping = isinstance(module, (nn.MultiheadAttention, nn.RNNBase)) and module.dropout > 0
-        if module.training and (isinstance(module, _RANDOM_MODULES) or dropping):
+        if module.training and _depends_on_mode(module):
             raise ModelError(
                 f"The model is in train mode and {name or 'it'} ({type(module).__name__}) is "
                 "random or depends on the batch there. Call model.eval() first."
@@ -139,10 +155,33 @@ class Objective:
             asked = getattr(self.loss, check_measure(measure))
         return lambda params, batch: asked(self.outputs(params, batch), batch.targets)
 
-    def probe(self, data: Data, measure: Measure = "loss") -> None:
+    def _try(self, batch: Batch, measure: Measure, role: str) -> Any:
+        """The measure of a batch, with a clear word when the model cannot take it."""
+        params = self.space.values()
+        try:
+            outputs = self.outputs(params, batch)
+            self.loss.check(outputs, batch.targets)
+            return self.measured(measure)(params, batch)
+        except UpweightError:
+            raise
+        except Exception as error:
+            found = [f"{leaf.dtype} {tuple(leaf.shape)}" for leaf in leaves(batch.inputs)]
+            raise DataError(
+                f"The {role} cannot be run through the model and the loss: {error}. A batch of "
+                f"inputs is {', '.join(found)}; give the model what it was trained on, with "
+                "targets."
+            ) from error
+
+    def probe(self, data: Data, measure: Measure = "loss", *, role: str = "data") -> None:
         """Check on a few rows that the measure is per example, finite, certain and uncoupled.
 
+        Args:
+            data: examples.
+            measure: what is asked of them.
+            role: what to call them in a message.
+
         Raises:
+            DataError: the model or the loss cannot be run on them.
             LossError: not of shape ``[n]``, or rows that influence each other's values.
             ModelError: two evaluations differ.
             NonFiniteError: NaN or infinity.
@@ -151,9 +190,7 @@ class Objective:
         batch = self.place(data.at(rows))
         function, params = self.measured(measure), self.space.values()
         with torch.no_grad():
-            outputs = self.outputs(params, batch)
-            self.loss.check(outputs, batch.targets)
-            whole = function(params, batch)
+            whole = self._try(batch, measure, role)
             label = "loss" if measure == "loss" else "measure"
             if not isinstance(whole, Tensor) or whole.shape != (len(rows),):
                 shape = tuple(whole.shape) if isinstance(whole, Tensor) else type(whole).__name__

@@ -104,7 +104,7 @@ def _floor(risk: Risk) -> float:
 def _product(risk: Risk, name: str, queries: int) -> float:
     """Seconds of one curvature product of all queries over the data, from a sample."""
     rows, width = min(PROBE_ROWS, len(risk.data)), min(queries, 16)
-    sample = curvature(name, risk).restrict(torch.arange(rows))
+    sample = curvature(name, Risk(risk.objective, risk.data.take(torch.arange(rows))))
     block = torch.randn(width, sample.size, dtype=sample.dtype, device=sample.device)
     return _seconds(lambda: sample.apply(block)) * len(risk.data) / rows * queries / width
 

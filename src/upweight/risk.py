@@ -37,7 +37,7 @@ class Risk:
     """
 
     def __init__(self, objective: Objective, data: Data) -> None:
-        objective.probe(data)
+        objective.probe(data, role="training data")
         self.objective = objective
         self.data = data
         self.weights = self._survey()
@@ -66,11 +66,6 @@ class Risk:
             parts.append(torch.ones(len(batch)) if weights is None else weights.cpu())
         found = torch.cat([part.double() for part in parts])
         return found if self.data.weights is None else found * self.data.weights
-
-    @property
-    def uniform(self) -> bool:
-        """Whether every example weighs the same."""
-        return bool((self.weights == self.weights[0]).all())
 
     def share(self, positions: Tensor) -> Tensor:
         """w_i / Σ w of rows, ``[b]``, on the model's device in its dtype."""

@@ -1,0 +1,383 @@
+"""A study: explain, audit and prove one recipe, and keep the result as a page and a directory."""
+
+import hashlib
+import json
+import math
+import platform
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+
+from upweight import __version__
+from upweight.answers import Validation
+from upweight.data import Data
+from upweight.errors import IndefiniteError, InputError, NotConvergedError
+from upweight.front import Influence
+from upweight.methods import Baseline
+from upweight.recipe import Recipe
+from upweight.report import render
+from upweight.scores import Scores
+from upweight.store import publish, write_manifest
+from upweight.tables import Table, atomic_write
+
+__all__ = ["Study", "Wish", "summary", "versions", "write_page"]
+
+SHOWN_QUERIES, SHOWN_SUSPECTS = 12, 30
+CHECKED_SHARE = 0.1
+# A refit factorises the dense Hessian in float64: 0.8 GB here, three times that at its peak.
+MOST_REFIT_PARAMETERS = 10_000
+
+
+@final
+@dataclass(frozen=True)
+class Wish:
+    """What is wanted of a study.
+
+    Attributes:
+        method: a row of ``METHODS`` or what else Influence takes.
+        damping: added to the curvature.
+        top: helpful and harmful examples kept of each query.
+        removals: how many influential and how many random examples are really removed, one at a
+            time; 0 for none, None for up to 20 as the data allow.
+        seed: of the random removals.
+    """
+
+    method: object = "exact"
+    damping: float = 0.0
+    top: int = 5
+    removals: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.top < 1:
+            raise InputError(f"top must be at least 1, got {self.top}. Ask for 5, for example.")
+
+    def count(self, examples: int) -> int:
+        """Removals of each kind, as far as the data allow.
+
+        Raises:
+            InputError: more were asked for than there are, or too few to compare.
+        """
+        if self.removals is None:
+            most = min(20, examples // 3)
+            return most if most >= 3 else 0
+        if self.removals and not 3 <= self.removals <= examples // 2:
+            raise InputError(
+                f"removals must be 0, or from 3 to half of the {examples} training examples, got "
+                f"{self.removals}. As many influential as random examples are removed."
+            )
+        return self.removals
+
+
+@final
+class Study:
+    """A recipe and everything that is asked of it, computed when first asked for and then kept.
+
+    Args:
+        recipe: model, data and loss.
+        wish: method and amounts.
+        name: of the model on the page.
+        facts: more (label, value) pairs for the page.
+        flipped: ids of training examples whose labels are known to be wrong, if any are known.
+
+    Raises:
+        InputError: of the kind that tells which part of the recipe is at fault.
+
+    Example:
+        >>> rows = (torch.randn(12, 3), torch.arange(12) % 2)
+        >>> recipe = Recipe(torch.nn.Linear(3, 2), rows, rows, "cross_entropy", l2=0.1)
+        >>> study = Study(recipe, Wish(removals=0))
+        >>> study.scores.shape, study.notes
+        ((12, 12), ['Not proved by removal: no removals were asked for.'])
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        wish: Wish | None = None,
+        *,
+        name: str = "Your model",
+        facts: Iterable[tuple[str, str]] = (),
+        flipped: Iterable[Any] | None = None,
+    ) -> None:
+        self.recipe, self.wish, self.name = recipe, wish or Wish(), name
+        self.influence: Influence = recipe.influence(self.wish.method, self.wish.damping)
+        self.queries = Data.of(recipe.queries)
+        self.removals = self.wish.count(len(self.influence.data))
+        self.flipped = None if flipped is None else frozenset(flipped)
+        self._facts = tuple(facts)
+        # Labels and pictures are looked up once before the long work, where they can still be wrong
+        # cheaply.
+        for data in (self.influence.data, self.queries):
+            recipe.look(data, 0)
+
+    @cached_property
+    def identity(self) -> str:
+        """Hash of model, data, queries and settings: what a run directory belongs to."""
+        of = (self.influence.identity, self.queries.fingerprint())
+        settings = (self.wish.top, self.removals, self.wish.seed)
+        return hashlib.sha256(repr((*of, *settings)).encode()).hexdigest()[:16]
+
+    @cached_property
+    def scores(self) -> Scores:
+        """Scores of every training example for every query.
+
+        Raises:
+            NumericalError: the method cannot answer; its message says what to change.
+        """
+        return self.influence.explain(self.queries)
+
+    @cached_property
+    def audit(self) -> Table | None:
+        """Suspicious labels, worst first; None for a baseline, which has no self-influence."""
+        return None if isinstance(self.influence.method, Baseline) else self.influence.audit()
+
+    @property
+    def proof(self) -> Validation | None:
+        """Predicted against really refitted; None where the notes say why."""
+        return self._proved if isinstance(self._proved, Validation) else None
+
+    @property
+    def notes(self) -> list[str]:
+        """Why a part is missing."""
+        absent = [] if self.audit else ["No suspicious labels: a baseline has no self-influence."]
+        return absent + ([f"Not proved by removal: {self._proved}"] if not self.proof else [])
+
+    @cached_property
+    def _proved(self) -> Validation | str:
+        """The proof, or the reason why there is none."""
+        size = self.influence.objective.space.size
+        if not self.removals:
+            few = self.wish.removals is None
+            return "too few training examples." if few else "no removals were asked for."
+        if size > MOST_REFIT_PARAMETERS:
+            return (
+                f"refits factorise a dense Hessian, and {size:,} parameters are more than "
+                f"{MOST_REFIT_PARAMETERS:,}. Use Influence.validate(retrain=...) in Python."
+            )
+        shown = self.queries.take(torch.arange(min(len(self.queries), SHOWN_QUERIES)))
+        try:
+            return self.influence.validate(
+                shown, top=self.removals, random=self.removals, seed=self.wish.seed
+            )
+        except (NotConvergedError, IndefiniteError) as error:
+            return str(error)
+
+    @cached_property
+    def slope(self) -> float:
+        """‖∇R‖ at the model's parameters: 0 at a minimum."""
+        return float(self.influence.risk.gradient().norm())
+
+    @property
+    def facts(self) -> list[tuple[str, str]]:
+        """(label, value) pairs about model and data."""
+        objective, asked = self.influence.objective, len(self.queries)
+        shares = sorted(set(objective.l2.tolist()))
+        more = f" (the first {SHOWN_QUERIES} shown)" if asked > SHOWN_QUERIES else ""
+        return [
+            *self._facts,
+            ("training examples", f"{len(self.influence.data):,}"),
+            ("queries", f"{asked:,}{more}"),
+            ("parameters", f"{objective.space.size:,}"),
+            ("loss", objective.loss.name.replace("_", " ")),
+            ("L2", ", ".join(f"{value:g}" for value in shares[:4])),
+            ("gradient norm of the objective", f"{self.slope:.1e}"),
+        ]
+
+    def found(self, column: str = "self_influence") -> dict[str, int] | None:
+        """How many known wrong labels are in the first tenth of the audit, sorted by a column.
+
+        None where none are known, or the method has no audit.
+        """
+        if self.flipped is None or self.audit is None:
+            return None
+        order = np.argsort(-self.audit[column], kind="stable")
+        checked = max(1, round(CHECKED_SHARE * len(order)))
+        first = self.audit["id"][order[:checked]].tolist()
+        hits = sum(key in self.flipped for key in first)
+        return {"checked": checked, "found": hits, "total": len(self.flipped)}
+
+    def summary(self) -> dict[str, Any]:
+        """The model's part of the report's summary: plain values, None for what is not finite."""
+        says = self.scores.summary()
+        kept = ("sentence", "method", "damping", "worst_residual", "coverage", "removal")
+        plain: dict[str, Any] = _plain(
+            {
+                "name": self.name,
+                "facts": self.facts,
+                **{key: says[key] for key in kept},
+                "caveats": [*says["caveats"], *self.notes],
+                "unit": self.scores.meaning.unit,
+                "measure": self.scores.meaning.measure,
+                "queries": list(self._query_views()),
+                "suspects": self._suspects(),
+                "evidence": None if self.proof is None else _evidence(self.proof),
+            }
+        )
+        return plain
+
+    def _query_views(self) -> Iterator[dict[str, Any]]:
+        objective = self.influence.objective
+        measure = objective.measured(objective.measure)
+        for place in range(min(len(self.queries), SHOWN_QUERIES)):
+            batch = objective.place(self.queries.at(torch.tensor([place])))
+            with torch.no_grad():
+                value = measure(objective.space.values(), batch).item()
+                outputs = objective.outputs(objective.space.values(), batch)
+                predicted = objective.loss.predict(outputs)
+            looks = self.recipe.look(self.queries, place)
+            titles = [f"labelled {looks['label']}"] if looks["label"] else []
+            if predicted is not None:
+                titles.append(f"predicted {self.recipe.name(predicted)}")
+            yield {
+                "id": looks["id"],
+                "picture": looks["picture"],
+                "title": ", ".join(titles) or f"query {looks['id']}",
+                "measure": value,
+                "helpful": self._beside(place, helpful=True),
+                "harmful": self._beside(place, helpful=False),
+            }
+
+    def _beside(self, place: int, *, helpful: bool) -> list[dict[str, Any]]:
+        """The training examples with the largest effect of one sign on a query."""
+        scores, query = self.scores, self.queries.ids[place].item()
+        table = (scores.top if helpful else scores.bottom)(query, self.wish.top)
+        signed = table[scores.meaning.column] * (scores.meaning.helpful or 1)
+        train = self.influence.data
+        positions = train.positions(table["train"]).tolist()
+        return [
+            {**self.recipe.look(train, position), "score": float(score)}
+            for position, score, size in zip(
+                positions, table[scores.meaning.column], signed, strict=True
+            )
+            if (size > 0) == helpful and size
+        ]
+
+    def _suspects(self) -> dict[str, Any] | None:
+        if self.audit is None:
+            return None
+        rows, train = [], self.influence.data
+        for row in self.audit.head(SHOWN_SUSPECTS).records():
+            looks = self.recipe.look(train, int(train.positions([row["id"]])))
+            rows.append(
+                {
+                    "id": row["id"],
+                    "picture": looks["picture"],
+                    "given": looks["label"] or None,
+                    "predicted": self.recipe.name(row.get("predicted_label")) or None,
+                    "self_influence": row["self_influence"],
+                    "loss": row["loss"],
+                    "margin": row.get("margin"),
+                    "flipped": None if self.flipped is None else row["id"] in self.flipped,
+                }
+            )
+        unit = self.influence.objective.loss.unit
+        return {"caption": self.audit.caption, "rows": rows, "found": self.found(), "unit": unit}
+
+    def write_into(self, directory: Path) -> None:
+        """Write arrays, tables and ``manifest.json`` into a directory that exists."""
+        says = self.scores.summary()
+        self.scores.write_into(directory)
+        self._top().to_csv(directory / "top.csv")
+        if self.audit is not None:
+            self.audit.to_csv(directory / "audit.csv")
+        if self.proof is not None:
+            self.proof.table().to_csv(directory / "validation.csv")
+            evidence = {name: found.as_dict() for name, found in self.proof.agreements.items()}
+            content = {"truth": self.proof.truth, "agreements": _plain(evidence)}
+            text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+            atomic_write(directory / "validation.json", text.encode())
+        manifest = {
+            "kind": "study",
+            **says,
+            "scores_identity": says["identity"],
+            "identity": self.identity,
+            "name": self.name,
+            "facts": self.facts,
+            "notes": self.notes,
+            "settings": {"top": self.wish.top, "removals": self.removals, "seed": self.wish.seed},
+            "versions": versions(),
+        }
+        write_manifest(directory, _plain(manifest))
+
+    def _top(self) -> Table:
+        """The most helpful and most harmful examples of every query, in long form."""
+        scores, k = self.scores, self.wish.top
+        pieces = [
+            (query, table)
+            for query in scores.query_ids.tolist()
+            for table in (scores.top(query, k), scores.bottom(query, k))
+        ]
+        columns = {"query": np.repeat([q for q, _ in pieces], [len(t) for _, t in pieces])}
+        for name in pieces[0][1].columns:
+            columns[name] = np.concatenate([table[name] for _, table in pieces])
+        return Table(columns, scores.meaning.sentence())
+
+    def save(self, path: str | PathLike[str], *, replace: bool = False) -> Path:
+        """Compute what is missing and write the run directory with its page: complete or absent.
+
+        Raises:
+            StoreError: the place belongs to another run or cannot be written; nothing is
+                computed then.
+            NumericalError: the method cannot answer.
+        """
+        with publish(path, self.identity, replace=replace) as part:
+            self.write_into(part)
+            write_page(part, summary(self.recipe.title, [self], self.identity))
+        return Path(path)
+
+
+def summary(title: str, studies: Iterable[Study], identity: str) -> dict[str, Any]:
+    """The report's summary of one or several studies, as ``upweight.report.render`` takes it."""
+    return {
+        "title": title,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "version": __version__,
+        "identity": identity,
+        "models": [study.summary() for study in studies],
+    }
+
+
+def write_page(directory: Path, content: Mapping[str, Any]) -> Path:
+    """Write ``report.html`` of a summary."""
+    return atomic_write(directory / "report.html", render(content).encode())
+
+
+def versions() -> dict[str, str]:
+    """What made the numbers."""
+    return {
+        "upweight": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _evidence(proof: Validation) -> dict[str, Any]:
+    """Agreement and points of a validation, one point per query and removal."""
+    kinds = {"x": "predicted", "y": "actual", "kind": "chosen", "query": "query"}
+    table = proof.table()
+    columns = [table[column].tolist() for column in (*kinds.values(), "removed")]
+    return {
+        "agreements": [{"name": n, **found.as_dict()} for n, found in proof.agreements.items()],
+        "points": [
+            dict(zip((*kinds, "removed"), row, strict=True)) for row in zip(*columns, strict=True)
+        ],
+        "truth": proof.truth,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """JSON values: lists for tuples, None for what is not finite."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""The report: pictures, verdicts and the page, as text and in a real browser."""
+"""The report: pictures, verdicts and the page as text."""
 
 import base64
 import copy
@@ -8,20 +8,17 @@ import re
 import struct
 import zlib
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.report_cases import HOSTILE, a_model, a_summary, agreement, hostile
 from upweight.errors import InputError
 from upweight.report import picture, render
 from upweight.report.numbers import figure, scale_of
 from upweight.report.pictures import MAX_SIDE
 from upweight.report.scatter import MAX_POINTS, scatter
 from upweight.report.verdict import verdict
-
-CHROMIUM = Path("/usr/bin/chromium")
-HOSTILE = "</script><img src=x onerror=\"document.title='owned'\"><!--'&{{ 7*7 }}"
 
 
 def pixels(uri):
@@ -43,88 +40,6 @@ def pixels(uri):
     lines = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(height, -1)
     assert not lines[:, 0].any()
     return lines[:, 1:].reshape(height, width, channels)
-
-
-def agreement(name="random", r=0.998, slope=1.01, *, spread=0.002, count=40):
-    return {
-        "name": name,
-        "r": r,
-        "r_interval": [r - spread, min(r + spread, 1.0)],
-        "slope": slope,
-        "slope_interval": [slope - 0.01, slope + 0.01],
-        "count": count,
-    }
-
-
-def example(place, score, *, pictured):
-    found = {"id": place, "label": str(place % 10), "score": score}
-    return {**found, "picture": picture(np.eye(8) * place)} if pictured else found
-
-
-def a_model(name="softmax regression", *, pictured=True):
-    rng = np.random.default_rng(0)
-    points = [
-        {"x": x, "y": 1.01 * x + 1e-4 * noise, "kind": kind, "query": q, "removed": i}
-        for kind, size in (("most influential", 0.1), ("random", 0.01))
-        for q, (x, noise) in enumerate(rng.normal(size=(2, 2)) * [size, 1])
-        for i in range(10)
-    ]
-    return {
-        "name": name,
-        "facts": [["Training examples", 700], ["L2", "0.01"]],
-        "sentence": "Predicted change of the loss (nats) if removed; positive = helpful.",
-        "method": "exact",
-        "damping": 0.0,
-        "worst_residual": 1e-12,
-        "coverage": 1.0,
-        "removal": "mean",
-        "caveats": ["A first-order prediction."],
-        "unit": "nats",
-        "measure": "loss",
-        "queries": [
-            {
-                "id": f"query-{q}",
-                **({"picture": picture(np.eye(8))} if pictured else {}),
-                "title": "labelled 5, predicted 3",
-                "measure": 2.5,
-                "helpful": [example(i, 0.12 / (i + 1), pictured=pictured) for i in range(8)],
-                "harmful": [example(i, -0.06 / (i + 1), pictured=pictured) for i in range(8)],
-            }
-            for q in range(2)
-        ],
-        "suspects": {
-            "caption": "By self-influence.",
-            "rows": [
-                {
-                    "id": f"row-{i}",
-                    **({"picture": picture(np.eye(8))} if pictured else {}),
-                    "given": "5",
-                    "predicted": "3",
-                    "self_influence": 1.0 / (i + 1),
-                    "loss": float(i % 4),
-                    "margin": -0.5,
-                    "flipped": i % 2 == 0,
-                }
-                for i in range(6)
-            ],
-            "found": {"checked": 6, "found": 3, "total": 4},
-        },
-        "evidence": {
-            "agreements": [agreement("most influential", 0.999), agreement()],
-            "points": points,
-            "truth": "refits to machine precision",
-        },
-    }
-
-
-def a_summary(*models):
-    return {
-        "title": "Which digits made the model say this?",
-        "created": "2026-01-02T03:04:05",
-        "version": "0.1.0",
-        "identity": "model 8f3a",
-        "models": list(models) or [a_model()],
-    }
 
 
 class Elements(HTMLParser):
@@ -367,16 +282,6 @@ def test_losses_are_not_given_the_unit_of_another_measure():
     assert table.count("nats") == 2
 
 
-def hostile(value):
-    """A summary with hostile text wherever text may stand."""
-    if isinstance(value, dict):
-        kept = ("picture", "models", "measure", "created")
-        return {k: v if k in kept and isinstance(v, str) else hostile(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [hostile(item) for item in value]
-    return HOSTILE if isinstance(value, str) else value
-
-
 @pytest.mark.parametrize("pictured", [True, False])
 def test_hostile_text_stays_text(pictured):
     summary = hostile(a_summary(a_model(pictured=pictured)))
@@ -449,137 +354,3 @@ def test_ids_in_the_page_are_unique_and_links_lead_somewhere():
             assert name in ids
         if tag == "img":
             assert attrs["alt"]
-
-
-# A real browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not CHROMIUM.exists():
-        pytest.skip(f"no browser at {CHROMIUM}")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-    with playwright.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=str(CHROMIUM), args=quiet)
-        yield found
-        found.close()
-
-
-@pytest.fixture
-def visit(browser, tmp_path):
-    """Open a summary's page from its file; everything it asked for or complained of is checked."""
-    contexts, asked, said = [], [], []
-
-    def open_page(summary, *, width=1280, script=True, **settings):
-        file = tmp_path / "report.html"
-        file.write_text(render(summary), encoding="utf-8")
-        size = {"width": width, "height": 900}
-        context = browser.new_context(viewport=size, java_script_enabled=script, **settings)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.goto(file.as_uri())
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not [url for url in asked if not url.startswith(("file:", "data:"))]
-    assert said == []
-
-
-def test_browser_draws_every_point_once(visit):
-    page = visit(a_summary())
-    count = len(a_model()["evidence"]["points"])
-    assert page.locator('.scatter[data-panel="all"] .mark').count() == count
-    assert page.locator('.scatter[data-panel="random"] .mark').count() == count // 2
-
-
-def test_browser_runs_nothing_hostile(visit):
-    page = visit(hostile(a_summary(a_model(), a_model("network"))))
-    assert page.title() == HOSTILE + " · upweight"
-    assert page.evaluate("document.querySelectorAll('[onerror]').length") == 0
-    assert page.locator(".tabs button").first.text_content() == HOSTILE
-
-
-@pytest.mark.parametrize("pictured", [True, False])
-@pytest.mark.parametrize("width", [320, 390, 768, 1400])
-def test_browser_never_scrolls_sideways(visit, width, pictured):
-    model = a_model(pictured=pictured)
-    model["queries"][0]["id"] = model["queries"][0]["title"] = "unbroken" * 30
-    model["suspects"]["rows"][0]["id"] = "unbroken" * 30
-    model["queries"][0]["helpful"][0]["label"] = "unbroken" * 30
-    page = visit(a_summary(model, a_model("unbroken" * 12)), width=width)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-
-
-def test_browser_without_scripts_shows_all_models(visit):
-    page = visit(a_summary(a_model(), a_model("network")), script=False)
-    assert page.locator(".model:visible").count() == 2
-    assert page.locator(".tabs, th button").count() == 0
-    assert page.locator("#tip:visible").count() == 0
-    assert page.locator(".scatter title").count() > 20
-    page.locator("summary").first.click()
-    assert page.locator(".ranking:visible").count() == 1
-
-
-def test_browser_tabs_by_mouse_keys_and_link(visit):
-    page = visit(a_summary(a_model(), a_model("network")))
-    tabs = page.get_by_role("tab")
-    assert page.locator(".model:visible").count() == 1
-    tabs.nth(1).click()
-    assert page.locator("#m2").is_visible()
-    tabs.nth(1).press("ArrowRight")
-    assert page.locator("#m1").is_visible()
-    assert tabs.nth(0).get_attribute("aria-selected") == "true"
-    page.locator('.overview a[href="#m2"]').click()
-    page.locator("#m2").wait_for(state="visible")
-    page.emulate_media(media="print")
-    assert page.locator(".model:visible").count() == 2
-
-
-def test_browser_sorts_by_number_both_ways(visit):
-    page = visit(a_summary(a_model(pictured=False)))
-    head = page.locator(".ranking th", has_text="Loss")
-    losses = page.locator(".ranking tbody tr td:nth-child(6)")
-    head.locator("button").press("Enter")
-    values = [float(text) for text in losses.all_text_contents()]
-    assert values == sorted(values, reverse=True)
-    assert head.get_attribute("aria-sort") == "descending"
-    head.locator("button").click()
-    values = [float(text) for text in losses.all_text_contents()]
-    assert values == sorted(values)
-
-
-def test_browser_says_what_a_point_is(visit):
-    page = visit(a_summary())
-    chart = page.locator(".scatter").first
-    chart.focus()
-    page.keyboard.press("ArrowRight")
-    first = page.locator("#tip").text_content()
-    assert re.match(r"query \d+, without \d+: predicted [−+]", first)
-    page.keyboard.press("Escape")
-    assert page.locator("#tip").is_hidden()
-    page.locator('.scatter[data-panel="all"] .mark').nth(3).hover(force=True)
-    assert page.locator("#tip").is_visible()
-
-
-def luminance(colour):
-    channels = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_browser_text_can_be_read_in_both_schemes(visit, scheme):
-    page = visit(a_summary(), color_scheme=scheme)
-    colour = "element => getComputedStyle(element).color"
-    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert (luminance(paper) > 0.5) == (scheme == "light")
-    for place in ("h1", ".aside", ".helpful .score", ".harmful .score", ".word", ".tag", ".id"):
-        ink = page.locator(place).first.evaluate(colour)
-        light, dark = sorted([luminance(ink), luminance(paper)], reverse=True)
-        assert (light + 0.05) / (dark + 0.05) >= 4.5, place

@@ -1,0 +1,99 @@
+"""A report's summary to draw: one model of two queries, with or without pictures."""
+
+import numpy as np
+
+from upweight.report import picture
+
+HOSTILE = "</script><img src=x onerror=\"document.title='owned'\"><!--'&{{ 7*7 }}"
+
+
+def agreement(name="random", r=0.998, slope=1.01, *, spread=0.002, count=40):
+    return {
+        "name": name,
+        "r": r,
+        "r_interval": [r - spread, min(r + spread, 1.0)],
+        "slope": slope,
+        "slope_interval": [slope - 0.01, slope + 0.01],
+        "count": count,
+    }
+
+
+def example(place, score, *, pictured):
+    found = {"id": place, "label": str(place % 10), "score": score}
+    return {**found, "picture": picture(np.eye(8) * place)} if pictured else found
+
+
+def a_model(name="softmax regression", *, pictured=True):
+    rng = np.random.default_rng(0)
+    points = [
+        {"x": x, "y": 1.01 * x + 1e-4 * noise, "kind": kind, "query": q, "removed": i}
+        for kind, size in (("most influential", 0.1), ("random", 0.01))
+        for q, (x, noise) in enumerate(rng.normal(size=(2, 2)) * [size, 1])
+        for i in range(10)
+    ]
+    return {
+        "name": name,
+        "facts": [["Training examples", 700], ["L2", "0.01"]],
+        "sentence": "Predicted change of the loss (nats) if removed; positive = helpful.",
+        "method": "exact",
+        "damping": 0.0,
+        "worst_residual": 1e-12,
+        "coverage": 1.0,
+        "removal": "mean",
+        "caveats": ["A first-order prediction."],
+        "unit": "nats",
+        "measure": "loss",
+        "queries": [
+            {
+                "id": f"query-{q}",
+                **({"picture": picture(np.eye(8))} if pictured else {}),
+                "title": "labelled 5, predicted 3",
+                "measure": 2.5,
+                "helpful": [example(i, 0.12 / (i + 1), pictured=pictured) for i in range(8)],
+                "harmful": [example(i, -0.06 / (i + 1), pictured=pictured) for i in range(8)],
+            }
+            for q in range(2)
+        ],
+        "suspects": {
+            "caption": "By self-influence.",
+            "rows": [
+                {
+                    "id": f"row-{i}",
+                    **({"picture": picture(np.eye(8))} if pictured else {}),
+                    "given": "5",
+                    "predicted": "3",
+                    "self_influence": 1.0 / (i + 1),
+                    "loss": float(i % 4),
+                    "margin": -0.5,
+                    "flipped": i % 2 == 0,
+                }
+                for i in range(6)
+            ],
+            "found": {"checked": 6, "found": 3, "total": 4},
+        },
+        "evidence": {
+            "agreements": [agreement("most influential", 0.999), agreement()],
+            "points": points,
+            "truth": "refits to machine precision",
+        },
+    }
+
+
+def a_summary(*models):
+    return {
+        "title": "Which digits made the model say this?",
+        "created": "2026-01-02T03:04:05",
+        "version": "0.1.0",
+        "identity": "model 8f3a",
+        "models": list(models) or [a_model()],
+    }
+
+
+def hostile(value):
+    """A summary with hostile text wherever text may stand."""
+    if isinstance(value, dict):
+        kept = ("picture", "models", "measure", "created")
+        return {k: v if k in kept and isinstance(v, str) else hostile(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [hostile(item) for item in value]
+    return HOSTILE if isinstance(value, str) else value

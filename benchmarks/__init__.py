@@ -1,0 +1,1 @@
+"""Cost and accuracy of upweight beside its peers: see benchmarks/README.md."""

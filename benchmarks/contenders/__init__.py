@@ -1,0 +1,87 @@
+"""The contenders of every task: one row each, one small file per library.
+
+A contender's file has one function ``run(problem, **settings)`` that returns the scores ``[q, n]``
+in the task's sign and scale (or None where there is nothing to compare).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, final
+
+__all__ = ["CONTENDERS", "FLOOR", "Contender", "find"]
+
+FLOOR = "floor"
+
+
+@final
+@dataclass(frozen=True)
+class Contender:
+    """One library with its settings.
+
+    Attributes:
+        name: of the row in the results.
+        module: file in this folder.
+        settings: what ``run`` is called with.
+        note: what a reader should know about the settings.
+        dtype: of the data and the model.
+        environment: folder in ``.venv-peers`` with its interpreter; "" for the harness's own.
+        packages: whose versions are stored.
+        repeats: runs, each in a process of its own; the median is reported.
+        limit_s: seconds after which a run is stopped.
+        queries: only so many of the task's queries; the cost is then scaled up to all of them.
+    """
+
+    name: str
+    module: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+    dtype: str = "float32"
+    environment: str = ""
+    packages: tuple[str, ...] = ("torch", "numpy")
+    repeats: int = 1
+    limit_s: float = 1800.0
+    queries: int | None = None
+
+
+def _own(name: str, note: str, dtype: str = "float32", **settings: Any) -> Contender:
+    packages = ("upweight", "torch", "numpy")
+    return Contender(name, "upweight", settings, note, dtype, packages=packages, repeats=3)
+
+
+def _curvlinops(name: str, note: str, **settings: Any) -> Contender:
+    given = {"batch": 1000, "tolerance": 1e-3, "steps": 500, **settings}
+    packages = ("curvlinops-for-pytorch", "linear-operator", "torch", "numpy")
+    return Contender(name, "curvlinops", given, note, environment="curvlinops", packages=packages)
+
+
+def _pydvl(name: str, note: str, **settings: Any) -> Contender:
+    given = {"batch": 2200, "rtol": 0.03, "steps": 500, "chunk": 1000, **settings}
+    packages = ("pyDVL", "torch", "numpy")
+    return Contender(name, "pydvl", given, note, environment="pydvl", packages=packages)
+
+
+CONTENDERS: dict[str, tuple[Contender, ...]] = {
+    "softmax": (
+        Contender(FLOOR, "floor", {"batch": 4096}, "one forward + backward pass", repeats=5),
+        _own("upweight exact", "closed form, Cholesky", method="exact"),
+        _own("upweight exact float64", "the same in float64", "float64", method="exact"),
+        _own("upweight cg", "the default: tolerance 1e-6", method="cg"),
+        _own("upweight cg loose", "tolerance for error ≤ 1e-3", method="cg", rtol=1e-3),
+        _curvlinops("curvlinops cg", "Gauss-Newton, unpreconditioned", kfac=False),
+        _curvlinops("curvlinops cg + kfac", "its K-FAC as preconditioner", kfac=True),
+        _pydvl("pydvl cg", "Hessian, block conjugate gradients"),
+    ),
+}
+
+
+def find(task: str, name: str) -> Contender:
+    """The row of a contender.
+
+    Raises:
+        SystemExit: there is none.
+    """
+    for contender in CONTENDERS[task]:
+        if contender.name == name:
+            return contender
+    known = ", ".join(contender.name for contender in CONTENDERS[task])
+    raise SystemExit(f"The task {task!r} has no contender {name!r}. Known: {known}.")

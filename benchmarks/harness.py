@@ -1,0 +1,164 @@
+"""Run the contenders of a task, each in a process of its own, and keep what they cost.
+
+    python -m benchmarks.harness softmax [--only NAME ...] [--threads 1] [--memory-gib 12]
+
+Results of contenders that are not run again stay in the file.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from benchmarks import report
+from benchmarks.contenders import CONTENDERS, Contender, find
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def scratch(task: str) -> Path:
+    """Where a task keeps its data, weights, truth and scores."""
+    base = os.environ.get("UPWEIGHT_SCRATCH") or Path(tempfile.gettempdir()) / "upweight-bench"
+    return Path(base) / task
+
+
+def interpreter(contender: Contender) -> str:
+    """Python of the contender's environment.
+
+    Raises:
+        FileNotFoundError: the environment is not there.
+    """
+    if not contender.environment:
+        return sys.executable
+    python = ROOT / ".venv-peers" / contender.environment / "bin" / "python"
+    if not python.exists():
+        raise FileNotFoundError(
+            f"environment missing: run benchmarks/setup_peers.sh {contender.environment}"
+        )
+    return str(python)
+
+
+def run_once(task: str, contender: Contender, threads: int, gib: float) -> dict[str, Any]:
+    """One measured process; what it cost, or ``{"failed": reason}``."""
+    folder = scratch(task)
+    (folder / f"{contender.name}.json").unlink(missing_ok=True)
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    environment = {**os.environ, **{name: str(threads) for name in names}}
+    environment["UPWEIGHT_PROGRESS"] = "0"
+    try:
+        command = [interpreter(contender), "-m", "benchmarks.measure", task, contender.name]
+        done = subprocess.run(
+            [*command, str(folder), str(threads), str(gib)],
+            cwd=ROOT,
+            env=environment,
+            timeout=contender.limit_s,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return {"failed": f"stopped after {contender.limit_s:,.0f} s"}
+    except FileNotFoundError as error:
+        return {"failed": str(error)}
+    written = folder / f"{contender.name}.json"
+    if done.returncode == 0 and written.exists():
+        cost: dict[str, Any] = json.loads(written.read_text())
+        return cost
+    said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+    return {"failed": report.without_paths(said[-1])[:300]}
+
+
+def run_contender(task: str, contender: Contender, threads: int, gib: float) -> dict[str, Any]:
+    """All its runs, its errors, and where and when."""
+    record: dict[str, Any] = {
+        "note": contender.note,
+        "settings": dict(contender.settings),
+        "dtype": contender.dtype,
+        "threads": threads,
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": _commit(),
+        "machine": machine(),
+    }
+    runs = []
+    for _ in range(contender.repeats):
+        cost = run_once(task, contender, threads, gib)
+        if "failed" in cost:
+            return record | cost
+        record["versions"] = cost.pop("versions")
+        runs.append(cost)
+    return record | _outcome(task, contender, runs)
+
+
+def _outcome(task: str, contender: Contender, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    written = scratch(task) / f"{contender.name}.npy"
+    if not written.exists():
+        return report.summarise(runs)
+    truth = importlib.import_module(f"benchmarks.{task}").truth(scratch(task))
+    asked = contender.queries or len(truth)
+    outcome = report.summarise(runs, scale=len(truth) / asked)
+    if contender.queries:
+        outcome["queries"] = asked
+    return outcome | report.errors(np.load(written), truth[:asked])
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores and system, without names or paths."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = [x for x in info.read_text().splitlines() if x.startswith("model name")]
+        cpu = lines[0].split(":")[1].strip() if lines else cpu
+    return {"cpu": cpu, "cores": os.cpu_count(), "system": platform.system()}
+
+
+def update(task: ModuleType, name: str, wanted: list[Contender], limits: tuple[int, float]) -> None:
+    """Run the wanted contenders and store each as soon as it is done."""
+    path = RESULTS / f"{name}.json"
+    for contender in wanted:
+        print(f"{contender.name}: ", end="", flush=True)
+        record = run_contender(name, contender, *limits)
+        print(record.get("failed") or f"{record['cpu_s']} CPU s", flush=True)
+        known = report.read(path).get("contenders", {}) | {contender.name: record}
+        order = [row.name for row in CONTENDERS[name] if row.name in known]
+        kept = {row: known[row] for row in order}
+        about = {"task": name, "title": task.TITLE, "about": task.ABOUT}
+        report.write(path, {**about, "contenders": kept})
+
+
+def main() -> None:
+    """Prepare the task, run, and print the table."""
+    parser = argparse.ArgumentParser(description="Run the contenders of a benchmark task.")
+    parser.add_argument("task", choices=CONTENDERS)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="run these contenders alone")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--memory-gib", type=float, default=12.0, help="limit of each process")
+    given = parser.parse_args()
+    task = importlib.import_module(f"benchmarks.{given.task}")
+    wanted = [row for row in CONTENDERS[given.task] if not given.only]
+    wanted += [find(given.task, name) for name in given.only or ()]
+    task.prepare(scratch(given.task))
+    update(task, given.task, wanted, (given.threads, given.memory_gib))
+    print((RESULTS / f"{given.task}.md").read_text())
+
+
+if __name__ == "__main__":
+    main()

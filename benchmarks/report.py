@@ -50,7 +50,7 @@ def without_paths(text: str) -> str:
     """A message with the folders of its paths taken out.
 
     Example:
-        >>> without_paths("no file /home/me/x/data.npy here")
+        >>> without_paths("no file /data/me/x/data.npy here")
         'no file data.npy here'
     """
     return re.sub(r"(?<![\w.])/(?:[^\s/:'\"]+/)*([^\s/:'\"]+)", r"\1", text)

@@ -174,7 +174,7 @@ def _dense_hessian(x: Tensor, p: Tensor, l2: float) -> Tensor:
     (n, d), c = x.shape, p.shape[1]
     hessian = torch.zeros(c, d, c, d, dtype=torch.float64)
     for k in range(c):
-        for l in range(k, c):  # noqa: E741
+        for l in range(k, c):
             bend = p[:, k] * (float(k == l) - p[:, l])
             block = (x * bend[:, None]).T @ x / n
             hessian[k, :, l] = block

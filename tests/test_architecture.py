@@ -19,8 +19,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 # Low to high: a module imports from its own layer's package or from lower ones only.
 LAYERS = [
     {"errors"},
-    {"packages", "bars", "parameters", "sources"},
-    {"tables"},
+    {"packages", "bars", "fingerprints", "sources"},
+    {"tables", "parameters"},
     {"store", "data", "losses", "report", "reference"},
     {"objective"},
     {"risk", "meaning"},

@@ -288,9 +288,9 @@ def test_a_singular_hessian_without_damping(x, y):
 def test_a_failed_solve_is_an_error_unless_accepted(x, y):
     inf = influence(nn.Linear(3, 2), x, y, method=uw.CG(rtol=1e-12, max_steps=1))
     with pytest.raises(errors.NotConvergedError, match="accept=True"):
-        inf.explain((x, y))
-    scores = inf.explain((x, y), accept=True)
-    assert "12 of 12 solves accepted although not converged" in repr(scores)
+        inf.explain((x[:1], y[:1]))
+    scores = inf.explain((x[:1], y[:1]), accept=True)
+    assert "1 of 1 solves accepted although not converged" in repr(scores)
 
 
 @pytest.mark.parametrize("shape", [(2, 4), (2,), (2, 3, 5)])

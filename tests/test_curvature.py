@@ -14,7 +14,7 @@ from upweight.curvature import (
     GaussNewton,
     Hessian,
     LinearCurvature,
-    Subsample,
+    Sketch,
     curvature,
 )
 from upweight.data import Data
@@ -179,23 +179,34 @@ def test_a_part_of_the_parameters_has_the_block_of_the_matrix():
     close(curvature("hessian", part).to_dense(), block)
 
 
-def test_subsample_preconditioner_is_the_inverse_of_the_sample():
-    risk = LINEAR_CASES[0].risk()
-    operator = curvature("hessian", risk) + 0.1
-    made = Subsample(size=4, seed=3)(operator, 16)
-    generator = torch.Generator().manual_seed(3)
-    positions = torch.randperm(len(risk.data), generator=generator)[:4]
-    dense = curvature("hessian", risk).restrict(positions).to_dense()
-    dense.diagonal().add_(0.1)
+@linear_cases
+def test_the_sketch_of_everything_is_nearly_the_inverse(case):
+    """With every feature leading and many draws, only the draws stand between sketch and A."""
+    operator = curvature("hessian", case.risk()) + 0.1
+    made = Sketch(size=200_000, rows=1)(operator, 1)
     vectors = torch.randn(3, operator.size, dtype=torch.float64)
-    close(made.apply(vectors @ dense), vectors)
+    close(made.apply(operator.apply(vectors)), vectors, 0.1)
+    close(made.to_dense(), made.to_dense().T, 1e-9)
+    assert torch.linalg.eigvalsh(made.to_dense()).min() > 0
 
 
-def test_subsample_preconditioner_is_left_out_where_it_would_not_pay():
+@linear_cases
+def test_samples_estimate_the_curvature(case):
+    operator = curvature("hessian", case.risk())
+    x, bend = operator.sampled(200_000, 0)
+    c, d = bend.shape[1], x.shape[1]
+    blocks = torch.einsum("nkl,ni,nj->kilj", bend, x, x) / len(x)
+    dense = operator._arranged(blocks.double().contiguous())
+    dense.diagonal().add_(operator.risk.objective.l2)
+    assert dense.shape == (c * d, c * d)
+    close(dense, operator.to_dense(), 0.03)
+
+
+def test_the_sketch_is_left_out_where_it_would_not_pay():
     operator = curvature("hessian", LINEAR_CASES[0].risk())
-    assert Subsample(size=100)(operator, 16) is None
-    assert Subsample(size=3)(operator, 15) is None
-    assert Subsample(size=3, largest=5)(operator, 16) is None
+    assert Sketch(rows=8)(operator, 7) is None
+    assert Sketch()(Hessian(LINEAR_CASES[0].risk()), 100) is None
+    assert Sketch()(curvature("hessian", LINEAR_CASES[0].risk(l2=0.0)), 100) is None
 
 
 def test_an_unknown_curvature_names_the_known_ones():

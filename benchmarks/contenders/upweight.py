@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from upweight import Influence, Objective
-from upweight.curvature import Subsample
+from upweight.curvature import Sketch
 from upweight.linalg import CG
 
 
@@ -18,6 +18,6 @@ def run(
     objective = Objective(model, "cross_entropy", l2=problem.l2, removal="sum")
     asked: Any = method
     if rtol is not None:
-        asked = CG(rtol=rtol, preconditioner=Subsample() if sample is None else Subsample(sample))
+        asked = CG(rtol=rtol, preconditioner=Sketch() if sample is None else Sketch(sample))
     influence = Influence(objective, (problem.inputs, problem.labels), method=asked)
     return np.asarray(influence.explain((problem.query_inputs, problem.query_labels)))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from upweight.answers import ParameterChange, Perturbation, Validation, WhatIf
     from upweight.bars import progress
-    from upweight.curvature import Subsample
+    from upweight.curvature import Sketch
     from upweight.data import Data
     from upweight.errors import UpweightError
     from upweight.front import Influence, influence
@@ -39,7 +39,7 @@ __version__ = "0.1.0"
 # without importing torch.
 _HOMES = {
     "answers": ("ParameterChange", "Perturbation", "Validation", "WhatIf"),
-    "curvature": ("Subsample",),
+    "curvature": ("Sketch",),
     "data": ("Data",),
     "errors": ("UpweightError",),
     "front": ("Influence", "influence"),
@@ -74,8 +74,8 @@ __all__ = [
     "Plan",
     "Risk",
     "Scores",
+    "Sketch",
     "SmoothHinge",
-    "Subsample",
     "Table",
     "UpweightError",
     "Validation",

@@ -21,7 +21,7 @@ __all__ = ["Change", "baseline_meaning", "predict"]
 
 def baseline_meaning(baseline: Baseline) -> Meaning:
     """What a baseline's values say: a similarity, neither helpful nor harmful."""
-    return Meaning(f"{baseline.name}_similarity", baseline.unit, 0)
+    return Meaning(f"{baseline.name}_similarity", baseline.unit, 0, change=False)
 
 
 @final

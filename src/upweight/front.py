@@ -1,6 +1,5 @@
 """The front: one object that explains, audits, predicts what-ifs and proves itself."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -16,6 +15,7 @@ from upweight.bars import track
 from upweight.data import Data
 from upweight.engine import MatrixSink, locate_nonfinite, query_rows, score, self_influence
 from upweight.errors import InputError, ModelError, NonFiniteError, NotConvergedError
+from upweight.fingerprints import fingerprint
 from upweight.gradients import dense_gradients, mixed_derivative
 from upweight.linalg import Inverse, Status
 from upweight.meaning import meaning_of, removal_gradient_row
@@ -114,18 +114,10 @@ class Influence:
     def identity(self) -> str:
         """Hash of model, data and settings (one pass over the data)."""
         objective = self.objective
-        settings = (
-            self._fingerprint,
-            self.data.fingerprint(),
-            objective.loss.name,
-            objective.removal,
-            str(objective.measure),
-            repr(self._asked),
-            self.damping,
+        stated = (objective.loss, objective.removal, objective.measure, objective.l2)
+        return fingerprint(
+            (self._fingerprint, self.data.fingerprint(), stated, self._asked, self.damping)
         )
-        digest = hashlib.sha256(repr(settings).encode())
-        digest.update(objective.l2.cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
 
     def _unchanged(self) -> None:
         if self.objective.space.fingerprint() != self._fingerprint:
@@ -305,6 +297,7 @@ class Influence:
         random: int = 20,
         seed: int = 0,
         retrain: Callable[[np.ndarray], nn.Module] | None = None,
+        scores: Scores | None = None,
     ) -> Validation:
         """Really remove examples one by one, refit, and compare with the predictions.
 
@@ -315,12 +308,14 @@ class Influence:
             seed: of the draw.
             retrain: kept positions ``[N − 1]`` -> a model trained on them; by default each refit
                 continues from the present minimum in float64 until its gradient vanishes.
+            scores: of these queries, if they are there already; made anew by default.
 
         Raises:
             NotConvergedError: the model is not at a minimum, so a refit has no meaning; pass
                 ``retrain``.
         """
-        scores, data = self.explain(queries), Data.of(queries)
+        data = Data.of(queries)
+        scores = self.explain(data) if scores is None else scores
         asked = validation.removals(scores, top, random, seed)
         if retrain is None:
             return validation.by_refit(self.risk, data, scores, asked)

@@ -32,19 +32,23 @@ class Meaning:
         unit: of the measure.
         helpful: +1 when a positive score means helpful, −1 when it means harmful, 0 when a
             user's own measure does not say.
+        change: whether it is a change on removal; a baseline's similarity is not.
     """
 
     measure: str
     unit: str
     helpful: int
+    change: bool = True
 
     @property
     def column(self) -> str:
         """Name of the score's column in a table."""
-        return f"{self.measure}_change_if_removed"
+        return f"{self.measure}_change_if_removed" if self.change else self.measure
 
     def sentence(self) -> str:
         """One sentence for a person."""
+        if not self.change:
+            return f"Similarity of inputs ({self.unit}): larger = more alike, no effect of removal."
         says = {
             1: "positive = helpful, negative = harmful",
             -1: "positive = harmful, negative = helpful",

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from upweight.curvature import Subsample, curvature
+from upweight.curvature import Sketch, curvature
 from upweight.data import Batch
 from upweight.engine import Rescale
 from upweight.errors import InputError
@@ -148,7 +148,7 @@ def _negative_distance(queries: Any, train: Any) -> Tensor:
     return -torch.cdist(flat[0], flat[1])
 
 
-_CG = CG(preconditioner=Subsample())
+_CG = CG(preconditioner=Sketch())
 
 METHODS: dict[str, Method | Baseline] = {
     row.name: row

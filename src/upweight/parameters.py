@@ -1,6 +1,5 @@
 """Named parameter blocks of a module, seen as one long row."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import final
@@ -9,25 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from upweight.errors import ModelError
+from upweight.fingerprints import fingerprint
 
-__all__ = ["ParameterSpace", "Select", "fingerprint_tensors"]
+__all__ = ["ParameterSpace", "Select"]
 
 Select = Sequence[str] | Callable[[str, nn.Parameter], bool] | None
-
-
-def fingerprint_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """Hash names, shapes, dtypes and bytes of tensors (16 hex digits).
-
-    Example:
-        >>> fingerprint_tensors({"a": torch.zeros(2)}) == fingerprint_tensors({"a": torch.ones(2)})
-        False
-    """
-    digest = hashlib.sha256()
-    for name, tensor in tensors.items():
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
-        digest.update(flat.numpy().data)
-    return digest.hexdigest()[:16]
 
 
 def _selected(module: nn.Module, select: Select) -> dict[str, nn.Parameter]:
@@ -130,4 +115,4 @@ class ParameterSpace:
 
     def fingerprint(self) -> str:
         """Hash of the current values."""
-        return fingerprint_tensors(self.values())
+        return fingerprint(self.values())

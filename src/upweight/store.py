@@ -85,7 +85,8 @@ def _check_target(target: Path, identity: str, *, replace: bool) -> None:
     if found != identity and not replace:
         raise StoreError(
             f"{target} belongs to another run (identity {found}, this one is {identity}: model, "
-            "data or settings differ). Choose another directory, or allow replacing it."
+            "data or settings differ). Choose another directory, or replace it (replace=True, "
+            "--replace on the command line)."
         )
 
 

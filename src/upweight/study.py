@@ -137,7 +137,12 @@ class Study:
     @cached_property
     def audit(self) -> Table | None:
         """Suspicious labels, worst first; None for a baseline, which has no self-influence."""
-        return None if isinstance(self.influence.method, Baseline) else self.influence.audit()
+        return None if self._baseline else self.influence.audit()
+
+    @property
+    def _baseline(self) -> bool:
+        """Whether the scores are similarities of inputs: no unit of the measure, no sign."""
+        return isinstance(self.influence.method, Baseline)
 
     @property
     def proof(self) -> Validation | None:
@@ -183,12 +188,12 @@ class Study:
         more = f" (the first {SHOWN_QUERIES} shown)" if asked > SHOWN_QUERIES else ""
         return [
             *self._facts,
-            ("training examples", f"{len(self.influence.data):,}"),
-            ("queries", f"{asked:,}{more}"),
-            ("parameters", f"{objective.space.size:,}"),
-            ("loss", objective.loss.name.replace("_", " ")),
+            ("Training examples", f"{len(self.influence.data):,}"),
+            ("Queries", f"{asked:,}{more}"),
+            ("Parameters", f"{objective.space.size:,}"),
+            ("Loss", objective.loss.name.replace("_", " ")),
             ("L2", ", ".join(f"{value:g}" for value in shares[:4])),
-            ("gradient norm of the objective", f"{self.slope:.1e}"),
+            ("Gradient norm of the objective", f"{self.slope:.1e}"),
         ]
 
     def found(self, column: str = "self_influence") -> dict[str, int] | None:
@@ -240,13 +245,16 @@ class Study:
                 "id": looks["id"],
                 "picture": looks["picture"],
                 "title": ", ".join(titles) or f"query {looks['id']}",
-                "measure": value,
+                "measure": None if self._baseline else value,
                 "helpful": self._beside(place, helpful=True),
                 "harmful": self._beside(place, helpful=False),
             }
 
     def _beside(self, place: int, *, helpful: bool) -> list[dict[str, Any]]:
-        """The training examples with the largest effect of one sign on a query."""
+        """The training examples with the largest effect of one sign on a query.
+
+        A baseline has no sign: its nearest and its farthest examples.
+        """
         scores, query = self.scores, self.queries.ids[place].item()
         table = (scores.top if helpful else scores.bottom)(query, self.wish.top)
         signed = table[scores.meaning.column] * (scores.meaning.helpful or 1)
@@ -257,7 +265,7 @@ class Study:
             for position, score, size in zip(
                 positions, table[scores.meaning.column], signed, strict=True
             )
-            if (size > 0) == helpful and size
+            if self._baseline or ((size > 0) == helpful and size)
         ]
 
     def _suspects(self) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from upweight.bars import track
 from upweight.changes import positions_without
 from upweight.curvature import curvature
 from upweight.data import Data
-from upweight.errors import InputError
+from upweight.errors import InputError, NotConvergedError
 from upweight.evaluation import agreement, refit
 from upweight.linalg import Cholesky
 from upweight.objective import Objective
@@ -97,12 +97,24 @@ def by_refit(risk: Risk, queries: Data, scores: Scores, asked: Removals) -> Vali
     inverse = Cholesky().init(curvature("hessian", twin))
     gone = [torch.tensor([], dtype=torch.long), *torch.from_numpy(asked.positions)[:, None]]
     fits = refit(twin, inverse, gone)
+    if not bool(fits.met[0]):
+        raise NotConvergedError(
+            "The full objective could not be brought to its minimum from where the model stands "
+            f"(gradient {float(fits.slope[0]):.1e}). Train it to the end, state its l2, or pass "
+            "retrain=."
+        )
     measured = fits.measure(twin, queries, risk.objective.measure)
-    actual = (measured[1:] - measured[0]).T.cpu().numpy()
+    met = fits.met[1:].cpu().numpy()
+    actual = (measured[1:] - measured[0]).T.cpu().numpy()[:, met]
     truth = (
-        f"leave-one-out refits to a gradient of {float(fits.slope.max()):.0e} "
+        f"leave-one-out refits to a gradient of {float(fits.slope[fits.met].max()):.0e} "
         f"({fits.steps} iterations, float64, warm start)"
     )
+    if not met.all():
+        truth += (
+            f"; {int((~met).sum())} of {len(met)} left the minimum's basin and are not compared"
+        )
+    asked = Removals(asked.positions[met], asked.chosen[met])
     return _compare(queries, scores, asked, actual, truth)
 
 

@@ -2,7 +2,7 @@
 
 from upweight.curvature.linear import LinearCurvature
 from upweight.curvature.names import CURVATURES, curvature
-from upweight.curvature.preconditioner import Subsample
+from upweight.curvature.preconditioner import Sketch
 from upweight.curvature.products import EmpiricalFisher, Fisher, GaussNewton, Hessian
 
 __all__ = [
@@ -12,6 +12,6 @@ __all__ = [
     "GaussNewton",
     "Hessian",
     "LinearCurvature",
-    "Subsample",
+    "Sketch",
     "curvature",
 ]

@@ -17,7 +17,8 @@ __all__ = ["LinearCurvature"]
 
 ROWS = 8192
 BLOCK_BYTES = 128 * 2**20
-SLICES = 4
+PIECE = 2048
+SLICES = 6
 
 
 @final
@@ -29,15 +30,16 @@ class _Part:
     share: Tensor
 
 
-def _gram(left: Tensor, right: Tensor) -> Tensor:
-    """Leftᵀ right for left = diag(a) right: symmetric, so only column slices j ≥ i are computed."""
-    width = right.shape[1]
-    gram = right.new_empty(width, width)
+def _gram(features: Tensor, weights: Tensor) -> Tensor:
+    """Xᵀ diag(w) X: symmetric, so only column slices j ≥ i are computed, in nearby pieces."""
+    width = features.shape[1]
+    gram = features.new_zeros(width, width)
     edges = [width * i // SLICES for i in range(SLICES + 1)]
-    for start, stop in pairwise(edges):
-        gram[start:stop, start:] = left[:, start:stop].T @ right[:, start:]
-        gram[stop:, start:stop] = gram[start:stop, stop:].T
-    return gram
+    for x, w in zip(features.split(PIECE), weights.split(PIECE), strict=True):
+        scaled = x * w[:, None]
+        for start, stop in pairwise(edges):
+            gram[start:stop, start:].addmm_(scaled[:, start:stop].T, x[:, start:])
+    return gram.triu() + gram.triu(1).T
 
 
 @final
@@ -113,24 +115,52 @@ class LinearCurvature(MeanOperator):
         risk = Risk(self.risk.objective, self.risk.data.take(positions))
         return LinearCurvature(risk, self.form)
 
+    def _bends(self, part: _Part) -> Tensor:
+        """share_i ∂²ℓ_i/∂z² of a part, ``[n, c, c]``."""
+        n, c = part.outputs.shape
+        eye = torch.eye(c, dtype=self.dtype, device=self.device).expand(n, c, c)
+        return self._loss.curve(part.outputs, part.targets, eye) * part.share[:, None, None]
+
+    def sampled(self, size: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Features ``[size, d]`` and A_i ``[size, c, c]`` whose mean of A_i ⊗ x_i x_iᵀ is A − Λ.
+
+        Examples are drawn in proportion to tr A_i plus a tenth of its mean, and weighed back.
+        """
+        bends = [self._bends(part) for part in self._parts]
+        trace = torch.cat([bend.diagonal(dim1=1, dim2=2).sum(1) for bend in bends]).double()
+        chance = trace.clamp_min(0) + 0.1 * trace.mean().clamp_min(1e-30)
+        chance = (chance / chance.sum()).cpu()
+        draws = torch.multinomial(
+            chance, size, replacement=True, generator=torch.Generator().manual_seed(seed)
+        )
+        draws, features, kept = draws.sort().values, [], []
+        for number, (part, bend) in enumerate(zip(self._parts, bends, strict=True)):
+            inside = draws[(draws // ROWS) == number]
+            weight = (1 / chance[inside]).to(self.device, self.dtype)
+            here = (inside - number * ROWS).to(self.device)
+            features.append(part.features[here])
+            kept.append(bend[here] * weight[:, None, None])
+        return torch.cat(features), torch.cat(kept)
+
     def to_dense(self) -> Tensor:
         """The matrix, one weighted Gram matrix of the features per pair of outputs."""
         c, d = self._parts[0].outputs.shape[1], self.width
         blocks = torch.zeros(c, d, c, d, dtype=torch.float64, device=self.device)
+        pairs = [(k, l) for k in range(c) for l in range(k, c)]
         for part in self._parts:
-            eye = torch.eye(c, dtype=self.dtype, device=self.device)
-            bend = self._loss.curve(
-                part.outputs, part.targets, eye.expand(len(part.outputs), c, c).clone()
-            )
-            bend = bend * part.share[:, None, None]
-            for k in range(c):
-                for l in range(k, c):  # noqa: E741
-                    if bool(bend[:, k, l].any()):
-                        gram = _gram(part.features * bend[:, k, l, None], part.features)
-                        blocks[k, :, l, :] += gram
-        for k in range(c):
-            for l in range(k):  # noqa: E741
-                blocks[k, :, l, :] = blocks[l, :, k, :].T
+            bend = self._bends(part)
+            # Where every A_i annihilates 1, as softmax's do, the diagonal follows from the rest.
+            closed = c > 1 and bool(bend.sum(2).abs().max() <= 1e-5 * bend.abs().max())
+            for k, l in pairs:
+                if (closed and k == l) or not bool(bend[:, k, l].any()):
+                    continue
+                gram = _gram(part.features, bend[:, k, l])
+                blocks[k, :, l, :] += gram
+                if k != l:
+                    blocks[l, :, k, :] += gram
+                if closed:
+                    blocks[k, :, k, :] -= gram
+                    blocks[l, :, l, :] -= gram
         dense = self._arranged(blocks)
         dense.diagonal().add_(self.risk.objective.l2)
         return dense

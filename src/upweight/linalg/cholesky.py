@@ -7,7 +7,7 @@ from torch import Tensor
 
 from upweight.errors import IndefiniteError, InputError, NonFiniteError
 from upweight.linalg.operator import Operator
-from upweight.linalg.solution import Solution, Status, relative_residual
+from upweight.linalg.solution import Solution, Status, indefinite, relative_residual
 from upweight.linalg.solver import Inverse, Solver
 
 __all__ = ["Cholesky", "CholeskyInverse"]
@@ -45,17 +45,13 @@ class Cholesky(Solver):
                 "Use method='cg', choose fewer parameters, or raise Cholesky(largest=...)."
             )
         dense = operator.to_dense()
-        if not bool(torch.isfinite(dense).all()):
+        # A sum is finite only if all terms are, and needs no mask of the size of the matrix.
+        if not bool(torch.isfinite(dense.sum())):
             raise NonFiniteError("The curvature has NaN or infinite entries. Check the losses.")
         dense = dense.double()
         factor, info = torch.linalg.cholesky_ex(dense)
         if int(info):
-            least = float(torch.linalg.eigvalsh(dense)[0])
-            raise IndefiniteError(
-                f"The curvature is not positive definite: its smallest eigenvalue is {least:.3e}. "
-                f"Add damping above {max(-least, 0.0):.1e} (state it: damping=...), add the l2 "
-                "the model was trained with, or use a positive curvature (method='ggn')."
-            )
+            raise IndefiniteError(indefinite(torch.linalg.eigvalsh(dense)))
         return CholeskyInverse(operator, factor)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from upweight.errors import IndefiniteError
 from upweight.linalg.operator import Operator
-from upweight.linalg.solution import Solution, Status, relative_residual
+from upweight.linalg.solution import Solution, Status, indefinite, relative_residual
 from upweight.linalg.solver import Inverse, Solver
 
 __all__ = ["Eigen", "EigenInverse"]
@@ -45,10 +45,7 @@ class EigenInverse(Inverse):
 
     def __init__(self, values: Tensor, vectors: Tensor, dtype: torch.dtype) -> None:
         if not float(values[0]) > 0:
-            raise IndefiniteError(
-                f"The curvature is not positive definite: its smallest eigenvalue is "
-                f"{float(values[0]):.3e}. Add damping above {max(-float(values[0]), 0.0):.1e}."
-            )
+            raise IndefiniteError(indefinite(values))
         self.values, self.vectors = values, vectors
         self.size, self.dtype, self.device = len(values), dtype, values.device
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from upweight.errors import IndefiniteError, NotConvergedError, UpweightError
 
-__all__ = ["Solution", "Status"]
+__all__ = ["Solution", "Status", "indefinite", "relative_residual"]
 
 
 class Status(StrEnum):
@@ -77,6 +77,20 @@ class Solution:
             f"steps with relative residual {float(self.residual[worst]):.1e}. {remedy} "
             "Pass accept=True to keep the result all the same; it will say so."
         )
+
+
+def indefinite(values: Tensor) -> str:
+    """What to say of a curvature whose eigenvalues ``[p]``, ascending, are not all positive."""
+    least, largest = float(values[0]), float(values.abs().max())
+    if abs(least) < 1e-10 * largest:
+        what, damping = "singular: its smallest eigenvalue is 0 up to rounding", 1e-6 * largest
+    else:
+        what, damping = f"not positive definite: its smallest eigenvalue is {least:.3e}", -least
+    return (
+        f"The curvature is {what}. Add damping above {max(damping, 0.0):.1e} (state it: "
+        "damping=...), add the l2 the model was trained with, or use a positive curvature "
+        "(method='ggn')."
+    )
 
 
 def relative_residual(rhs: Tensor, product: Tensor) -> Tensor:

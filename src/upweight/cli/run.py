@@ -1,0 +1,90 @@
+"""``upweight run``: a user's own recipe, explained, audited and proved."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from upweight.cli.options import Asked, Place
+from upweight.cli.show import Clock, say, table
+from upweight.recipe import load
+from upweight.store import publish
+from upweight.study import Study, Wish, summary, write_page
+
+__all__ = ["answer", "run"]
+
+SHOWN = 6
+
+
+def run(recipe: Path, place: Place, asked: Asked, *, dry_run: bool) -> int:
+    """Load a recipe, study it, and write the run directory.
+
+    Raises:
+        UpweightError: of the kind that tells what is at fault; nothing is written then.
+    """
+    clock = Clock()
+    wish = Wish(asked.method, asked.damping, asked.top, asked.removals, asked.seed)
+    loaded = load(recipe)
+    study = Study(loaded, wish, name=recipe.stem)
+    clock.say(f"loaded {recipe}")
+    if dry_run:
+        say(repr(study.influence.plan(study.queries)))
+        return 0
+    out = place.out or Path(f"upweight-{recipe.stem}")
+    with publish(out, study.identity, replace=place.replace) as part:
+        answer(study, clock)
+        study.write_into(part)
+        content = summary(loaded.title, [study], study.identity)
+        write_page(part, content)
+    clock.say(f"wrote {out}")
+    say()
+    says = content["models"][0]
+    _queries(says)
+    if says["suspects"]:
+        _suspects(says["suspects"])
+    say(f"Open {out / 'report.html'}")
+    return 0
+
+
+def answer(study: Study, clock: Clock) -> None:
+    """Compute the parts of a study, saying what came out of each."""
+    queries, examples = study.scores.shape
+    clock.say(
+        f"{study.name}: explained {queries:,} queries by {examples:,} training examples "
+        f"({study.scores.provenance.method})"
+    )
+    if study.audit is not None:
+        clock.say(f"{study.name}: ranked labels by self-influence")
+    if study.proof is not None:
+        clock.say(f"{study.name}: removed {len(study.proof.removed)} examples and refitted")
+        for name, found in study.proof.agreements.items():
+            say(f"            {name}: {found}")
+    for note in study.notes:
+        say(f"            {note}")
+
+
+def _queries(says: Mapping[str, Any]) -> None:
+    """The most helpful and the most harmful example of the first queries."""
+    rows = []
+    for query in says["queries"][:SHOWN]:
+        sides = [
+            f"{side[0]['id']}  {side[0]['label']}  {side[0]['score']:+.2g}" if side else "none"
+            for side in (query["helpful"], query["harmful"])
+        ]
+        rows.append((str(query["id"]), query["title"], *sides))
+    heads = ("query", "", "most helpful (id, label, score)", "most harmful")
+    table(says["sentence"], heads, rows)
+
+
+def _suspects(suspects: Mapping[str, Any]) -> None:
+    """The first rows of the audit."""
+    rows = [
+        (
+            str(row["id"]),
+            row["given"] or "",
+            row["predicted"] or "",
+            f"{row['self_influence']:+.2g}",
+            f"{row['loss']:.2g}",
+        )
+        for row in suspects["rows"][:SHOWN]
+    ]
+    table(suspects["caption"], ("id", "given", "predicted", "self-influence", "loss"), rows)

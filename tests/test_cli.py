@@ -1,0 +1,321 @@
+"""The command line as a person types it: help, runs, refusals, and what is left after a kill."""
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from upweight.cli.app import main
+from upweight.scores import Scores
+from upweight.store import read_manifest
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+
+# Sends itself a signal in the middle of the work: on a given call of the loss.
+STRICKEN = """
+import os, signal
+from torch.nn import functional as F
+exec(open({template!r}).read())
+calls = 0
+
+def loss(outputs, targets):
+    global calls
+    calls += 1
+    if calls == {call}:
+        os.kill(os.getpid(), signal.{signal})
+    return F.cross_entropy(outputs, targets, reduction="none")
+"""
+
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Path:
+    assert main(["new", "my.py"]) == 0
+    return tmp_path / "my.py"
+
+
+def left(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def only_error(capsys) -> str:
+    caught = capsys.readouterr()
+    lines = caught.err.splitlines()
+    assert len(lines) == 1, caught.err
+    assert lines[0].startswith("upweight: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize("command", [[], ["demo"], ["run"], ["doctor"], ["new"], ["methods"]])
+def test_help_is_quick_and_without_torch(command):
+    code = (
+        "import sys, time; from upweight.cli.app import main; "
+        f"code = main({[*command, '--help']!r}); "
+        "assert not {'torch', 'numpy'} & set(sys.modules); "
+        "print(code, time.process_time())"
+    )
+    spent = []
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        *help_, last = done.stdout.splitlines()
+        spent.append(float(last.split()[1]))
+        assert last.split()[0] == "0"
+        assert "Usage: upweight" in "\n".join(help_)
+    assert min(spent) < 0.3
+
+
+def test_the_entry_point_is_installed():
+    program = Path(sys.executable).with_name("upweight")
+    done = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0.1.0"
+    failed = subprocess.run(
+        [program, "run", "absent.py"], capture_output=True, text=True, check=False
+    )
+    assert failed.returncode == 1
+    assert failed.stderr.count("\n") == 1
+    assert "A recipe is a Python file" in failed.stderr
+
+
+def test_new_run_and_run_again(recipe, capsys):
+    assert main(["run", "my.py", "--out", "out"]) == 0
+    said = capsys.readouterr().out
+    for part in (
+        "my: explained 6 queries by 150",
+        "random: r = ",
+        "Suspicious labels",
+        "out/report",
+    ):
+        assert part in said
+    assert {"manifest.json", "report.html", "audit.csv", "top.csv", "scores.npy"} <= left(
+        Path("out")
+    )
+    assert Scores.load("out").shape == (6, 150)
+    audit = Path("out/audit.csv").read_text().splitlines()
+    assert sum(int(line.split(",")[0]) < 8 for line in audit[1:11]) >= 5
+    assert main(["run", "my.py", "--out", "out"]) == 0
+    capsys.readouterr()
+    assert main(["run", "my.py", "--out", "out", "--top", "2"]) == 1
+    assert "belongs to another run" in only_error(capsys)
+    assert main(["run", "my.py", "--out", "out", "--top", "2", "--replace"]) == 0
+    assert read_manifest("out")["settings"]["top"] == 2
+    assert left(Path()) == {"my.py", "out"}
+
+
+def test_run_options_reach_the_result(recipe):
+    words = ["--method", "cg", "--damping", "0.5", "--top", "3", "--removals", "4", "--seed", "9"]
+    assert main(["run", "my.py", *words]) == 0
+    manifest = read_manifest("upweight-my")
+    assert (manifest["method"], manifest["damping"]) == ("cg", 0.5)
+    assert manifest["settings"] == {"top": 3, "removals": 4, "seed": 9}
+    assert json.loads(Path("upweight-my/validation.json").read_text())["agreements"]
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(recipe, capsys):
+    assert main(["run", "my.py", "--dry-run"]) == 0
+    assert "memory_gib" in capsys.readouterr().out
+    assert left(Path()) == {"my.py"}
+
+
+def test_new_leaves_what_exists(recipe, capsys):
+    recipe.write_text("mine")
+    capsys.readouterr()
+    assert main(["new", "my.py"]) == 1
+    assert "exists and is left as it is" in only_error(capsys)
+    assert recipe.read_text() == "mine"
+    assert main(["new", "my.txt"]) == 1
+    assert "ending in .py" in only_error(capsys)
+    assert main(["new", "my.py/under.py"]) == 1
+    assert "Cannot write" in only_error(capsys)
+    assert main(["new", "absent/my.py"]) == 1
+    assert "Cannot write" in only_error(capsys)
+
+
+@pytest.mark.parametrize(
+    ("line", "words", "says"),
+    [
+        ("del loss, train", "", "my.py does not define train, loss."),
+        ("1 / 0", "", "ZeroDivisionError: division by zero."),
+        ("loss = 'anger'", "", "The loss 'anger' is unknown."),
+        ("ids = [1]", "", "1 ids for 150 rows."),
+        ("train[1][0] = 7", "", "label"),
+        ("train[0][3, 0] = float('nan')", "", "row 3"),
+        ("queries = (queries[0][:, :1], queries[1])", "", "queries"),
+        ("model.train(); model.append(nn.Dropout())", "", "model.eval()"),
+        ("", "--method foo", "The method 'foo' is unknown."),
+        ("", "--damping -1", "damping must be a finite number"),
+        ("", "--top 0", "top must be at least 1"),
+        ("", "--removals 2", "removals must be 0, or from 3"),
+        ("l2 = 0.0", "", "is singular"),
+    ],
+)
+def test_refusals_are_one_line_and_leave_nothing(recipe, capsys, line, words, says):
+    text = recipe.read_text().replace(
+        "model = nn.Linear(2, 3)", "model = nn.Sequential(nn.Linear(2, 3))"
+    )
+    recipe.write_text(text + line + "\n")
+    capsys.readouterr()
+    assert main(["run", "my.py", "--out", "out", *words.split()]) == 1
+    assert says in only_error(capsys)
+    assert left(Path()) == {"my.py"}
+
+
+@pytest.mark.parametrize(
+    "words", ["run", "nonsense", "run my.py --top many", "run my.py --unknown 3", "methods more"]
+)
+def test_a_wrong_command_line_exits_with_2(words, capsys):
+    assert main(words.split()) == 2
+    assert capsys.readouterr().err
+
+
+@pytest.mark.parametrize("out", ["file", "file/under", "other", "/proc/nowhere/out"])
+@pytest.mark.parametrize("command", [["run", "my.py"], ["demo"]])
+def test_places_that_cannot_be_written(recipe, capsys, command, out):
+    Path("file").write_text("precious")
+    Path("other").mkdir()
+    Path("other/precious.txt").write_text("precious")
+    before = left(Path())
+    capsys.readouterr()
+    assert main([*command, "--out", out, "--replace"]) == 1
+    assert "Choose another" in only_error(capsys)
+    assert left(Path()) == before
+    assert Path("file").read_text() == "precious"
+    assert left(Path("other")) == {"precious.txt"}
+
+
+def test_an_error_of_the_recipe_in_the_middle_leaves_nothing(recipe):
+    template = recipe.read_text()
+    recipe.write_text(
+        template + "calls = 0\ndef loss(outputs, targets):\n    global calls\n    calls += 1\n"
+        "    if calls > 40:\n        raise KeyboardInterrupt\n"
+        "    return F.cross_entropy(outputs, targets, reduction='none')\n"
+    )
+    assert main(["run", "my.py", "--out", "out"]) == 130
+    assert left(Path()) == {"my.py"}
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGKILL", -signal.SIGKILL)]
+)
+def test_a_signal_in_the_middle_leaves_no_run(recipe, name, code):
+    text = STRICKEN.format(template=str(recipe), call=25, signal=name)
+    Path("stricken.py").write_text(text)
+    script = "import sys; from upweight.cli.app import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", script, "run", "stricken.py", "--out", "out"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert not Path("out").exists()
+    if name != "SIGKILL":
+        assert left(Path()) == {"my.py", "stricken.py"}
+    # The same place is free for the next run, whatever a killed one left beside it.
+    assert main(["run", "my.py", "--out", "out", "--removals", "0"]) == 0
+
+
+def test_interrupted_words(capsys, monkeypatch):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("upweight.cli.methods.table", stop)
+    assert main(["methods"]) == 130
+    assert "Interrupted" in only_error(capsys)
+
+
+def test_methods_lists_the_table(capsys):
+    assert main(["methods"]) == 0
+    said = capsys.readouterr().out
+    for name in ("exact", "cg", "lissa", "euclidean", "baseline"):
+        assert name in said
+
+
+def test_doctor_of_the_machine_and_of_a_recipe(recipe, capsys):
+    assert main(["doctor"]) == 0
+    assert torch.__version__ in capsys.readouterr().out
+    assert main(["doctor", "my.py"]) == 0
+    said = capsys.readouterr().out
+    for part in ("two readings", "bit by bit", "at a minimum", "100.0%", "'exact' fits"):
+        assert part in said
+    assert "FAIL" not in said
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "says"),
+    [
+        ("l2 = 0.5", 0, "not at a minimum"),
+        ("parameters = ['weight']", 0, "66.7%"),
+        ("loss = lambda outputs, targets: outputs.sum()", 1, "FAIL"),
+        (
+            "class Noise(nn.Module):\n    def forward(self, x):\n"
+            "        return x + torch.rand_like(x)\nmodel = nn.Sequential(model, Noise())",
+            1,
+            "FAIL",
+        ),
+        (
+            "class Moving(torch.utils.data.Dataset):\n    def __len__(self):\n        return 9\n"
+            "    def __getitem__(self, i):\n        return torch.rand(2).double(), 1\n"
+            "train = Moving()",
+            1,
+            "FAIL",
+        ),
+    ],
+)
+def test_doctor_finds(recipe, capsys, line, code, says):
+    recipe.write_text(recipe.read_text() + line + "\n")
+    capsys.readouterr()
+    assert main(["doctor", "my.py"]) == code
+    assert says in capsys.readouterr().out
+
+
+def test_doctor_of_a_broken_recipe(recipe, capsys):
+    recipe.write_text("model = 1\n")
+    capsys.readouterr()
+    assert main(["doctor", "my.py"]) == 1
+    assert "does not define train, queries, loss" in only_error(capsys)
+
+
+def test_the_demo_finds_the_wrong_labels_and_proves_both_models(capsys):
+    threads = torch.get_num_threads()
+    assert main(["demo", "--out", "demo"]) == 0
+    assert torch.get_num_threads() == threads
+    said = capsys.readouterr().out
+    assert "Softmax regression" in said
+    assert "Network 64-16-10" in said
+    assert "not proved" not in said
+    assert "Not proved" not in said
+    assert left(Path("demo")) == {"manifest.json", "report.html", "softmax", "network"}
+    for folder in ("softmax", "network"):
+        proof = json.loads(Path("demo", folder, "validation.json").read_text())["agreements"]
+        for found in proof.values():
+            assert found["r"] > 0.999
+            assert 0.95 < found["slope"] < 1.1
+            assert found["count"] == 160
+        assert read_manifest(Path("demo", folder))["worst_residual"] < 1e-10
+    page = Path("demo/report.html").read_text()
+    assert page.count("data:image/png") > 2 * 8 * 10
+    assert not [part for part in page.split('"') if part.startswith(("http:", "https:", "//"))]
+    assert len(page) < 5_000_000
+
+
+def test_the_examples_run(capsys):
+    assert main(["run", str(EXAMPLES / "digits_recipe.py"), "--out", "out"]) == 0
+    assert "One or seven?" in Path("out/report.html").read_text()
+    runpy.run_path(str(EXAMPLES / "first_answer.py"))
+    assert "slope = 1.0" in capsys.readouterr().out

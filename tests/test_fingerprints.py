@@ -87,7 +87,9 @@ def test_settings_that_matter_make_another_run():
     x, y, model = torch.randn(6, 3), torch.arange(6) % 2, nn.Linear(3, 2)
 
     def identity(**settings):
-        return uw.Influence(model, (x, y), **{"loss": "cross_entropy", "l2": 0.1, **settings}).identity
+        return uw.Influence(
+            model, (x, y), **{"loss": "cross_entropy", "l2": 0.1, **settings}
+        ).identity
 
     base = identity()
     assert base == identity()

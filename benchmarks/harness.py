@@ -113,11 +113,18 @@ def _outcome(task: str, contender: Contender, runs: list[dict[str, Any]]) -> dic
 
 
 def _commit() -> str:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    """The commit, marked dirty by changes of anything but the results that are being written."""
+    wanted = (["describe", "--always"], ["status", "--porcelain", "--", ":!benchmarks/results"])
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        head, changed = (
+            subprocess.run(
+                ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for words in wanted
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return head + ("-dirty" if changed else "")
 
 
 def machine() -> dict[str, Any]:

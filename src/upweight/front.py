@@ -80,6 +80,15 @@ class Influence:
         self._asked = method
         self._fingerprint = self.objective.space.fingerprint()
 
+    def __repr__(self) -> str:
+        objective, name = self.objective, getattr(self._asked, "name", self._asked)
+        return (
+            f"Influence of {len(self.data):,} training examples on "
+            f"{type(objective.model).__name__} ({objective.loss.name}, {objective.space.size:,} "
+            f"parameters, {objective.space.coverage:.1%} of all; method {name}, "
+            f"damping {self.damping:g})"
+        )
+
     @cached_property
     def risk(self) -> Risk:
         """The objective bound to the training data, checked."""

@@ -7,6 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from upweight.bars import track
 from upweight.gradients import LinearForm
 from upweight.gradients.values import join_blocks, split_rows
 from upweight.linalg import MeanOperator
@@ -147,7 +148,7 @@ class LinearCurvature(MeanOperator):
         c, d = self._parts[0].outputs.shape[1], self.width
         blocks = torch.zeros(c, d, c, d, dtype=torch.float64, device=self.device)
         pairs = [(k, l) for k in range(c) for l in range(k, c)]
-        for part in self._parts:
+        for part in track(self._parts, "dense curvature"):
             bend = self._bends(part)
             # Where every A_i annihilates 1, as softmax's do, the diagonal follows from the rest.
             closed = c > 1 and bool(bend.sum(2).abs().max() <= 1e-5 * bend.abs().max())

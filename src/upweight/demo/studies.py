@@ -40,7 +40,7 @@ def study(model: Model, digits: Split, seed: int = 0) -> Study:
     ]
     return Study(
         recipe,
-        Wish(seed=seed),
+        Wish(top=8, seed=seed),
         name=model.name,
         facts=facts,
         flipped=digits.flipped.tolist(),

@@ -82,8 +82,8 @@ def refit(
 
     θ_m ← θ_m − t_m H⁻¹ ∇R_m(θ_m) for all m together, with one factorisation of the full Hessian:
     the error shrinks at each step by about the removed examples' leverage. A refit whose
-    gradient grows starts again with half the step. What counts is where it ends, and that is checked:
-    ∇R_m = 0 up to ``rtol`` of the removal's own gradient.
+    gradient grows starts again with half the step. What counts is where it ends, and that is
+    checked: ∇R_m = 0 up to ``rtol`` of the removal's own gradient.
 
     Args:
         risk: the full objective, in float64.

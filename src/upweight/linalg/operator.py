@@ -6,6 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from upweight.bars import track
 from upweight.errors import InputError
 
 __all__ = ["Dense", "Identity", "MeanOperator", "Operator", "Shifted"]
@@ -31,7 +32,8 @@ class Operator(ABC):
     def to_dense(self) -> Tensor:
         """A as a matrix ``[p, p]``."""
         eye = torch.eye(self.size, dtype=self.dtype, device=self.device)
-        return torch.cat([self.apply(part) for part in eye.split(CHUNK)])
+        parts = eye.split(CHUNK)
+        return torch.cat([self.apply(part) for part in track(parts, "dense curvature")])
 
     @final
     def __matmul__(self, rows: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def test_equal_objects_made_twice_agree():
     for make in (
         lambda: scaled(3),
         lambda: Method(3).loss,
-        lambda: uw.LiSSA(),
+        uw.LiSSA,
         lambda: nn.CrossEntropyLoss(label_smoothing=0.1),
         lambda: functools.partial(scaled(1), 2),
     ):

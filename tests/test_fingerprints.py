@@ -40,10 +40,16 @@ PAIRS = [
     (uw.SmoothHinge(0.1), uw.SmoothHinge(0.2)),
     (uw.CG(rtol=1e-3), uw.CG(rtol=1e-4)),
     ({1, 2}, {1, 3}),
+    ((1, 12), (11, 2)),
+    (functools.partial(scaled, factor=1), functools.partial(scaled, factor=2)),
+    (lambda z: z.sum((1, 2)), lambda z: z.sum((2, 3))),
+    (lambda z: [w * 3 for w in z], lambda z: [w * 4 for w in z]),
+    (np.int64(3), np.int64(4)),
+    (torch.float32, torch.float64),
 ]
 
 
-@pytest.mark.parametrize(("one", "other"), PAIRS, ids=str)
+@pytest.mark.parametrize(("one", "other"), PAIRS, ids=range(len(PAIRS)))
 def test_different_values_differ_and_equal_ones_agree(one, other):
     assert fingerprint(one) != fingerprint(other)
     assert fingerprint(one) == fingerprint(one)
@@ -68,7 +74,10 @@ def test_cycles_end():
     def recursive(n):
         return recursive(n - 1)
 
-    assert fingerprint(recursive)
+    assert fingerprint(recursive) == fingerprint(recursive)
+    owner = Method(1)
+    owner.self = owner
+    assert fingerprint(owner.loss) == fingerprint(owner.loss)
 
 
 def test_another_process_finds_the_same():

@@ -25,20 +25,20 @@ class ParameterChange:
 
     Attributes:
         ids: examples, ``[m]``.
-        rows: changes, ``[m, p]``.
+        upweight: I_up,params = −H⁻¹ ∇ℓ̃(z_i), the derivative in the example's weight, ``[m, p]``.
         shares: w_i / Σ w, ``[m]``.
         space: names the blocks of a row.
     """
 
     ids: np.ndarray
-    rows: Tensor
+    upweight: Tensor
     shares: Tensor
     space: ParameterSpace
 
     @property
-    def upweight(self) -> Tensor:
-        """I_up,params = −H⁻¹ ∇ℓ̃(z_i), the derivative in the example's weight, ``[m, p]``."""
-        return -self.rows / self.shares[:, None]
+    def rows(self) -> Tensor:
+        """The changes on removal, −share_i times ``upweight``, ``[m, p]``."""
+        return -self.upweight * self.shares[:, None]
 
     def blocks(self) -> dict[str, Tensor]:
         """The changes by parameter name, ``[m, *shape]``."""
@@ -56,19 +56,19 @@ class Perturbation:
     Attributes:
         query_ids: ``[q]``.
         train_ids: ``[m]``.
-        values: ``[q, m, *shape of the input]``.
+        paper: I_pert,loss = −s_q ∇_x∇_θ ℓ(z_i), without the share, ``[q, m, *shape of the input]``.
         shares: w_i / Σ w, ``[m]``.
     """
 
     query_ids: np.ndarray
     train_ids: np.ndarray
-    values: Tensor
+    paper: Tensor
     shares: Tensor
 
     @property
-    def paper(self) -> Tensor:
-        """I_pert,loss = −s_q ∇_x∇_θ ℓ(z_i), without the share, of the same shape."""
-        return self.values / self.shares.view(1, -1, *[1] * (self.values.dim() - 2))
+    def values(self) -> Tensor:
+        """share_i times ``paper``, of the same shape."""
+        return self.paper * self.shares.view(1, -1, *[1] * (self.paper.dim() - 2))
 
     def magnitude(self) -> Tensor:
         """Sum of absolute values per query and example, ``[q, m]``: where an attack would aim."""

@@ -53,7 +53,9 @@ def audit(risk: Risk, self_influence: np.ndarray) -> Table:
     quality[order] = np.linspace(0, 1, len(order)) if len(order) > 1 else 0.0
     columns: dict[str, np.ndarray] = {"id": risk.data.ids, "label_quality": quality}
     if {"given_label", "predicted_label"} <= values.keys():
-        columns["is_label_issue"] = values["given_label"] != values["predicted_label"]
+        differs = values["given_label"] != values["predicted_label"]
+        # An ignored label claims nothing, so it cannot be wrong.
+        columns["is_label_issue"] = differs & ~np.isnan(values.get("margin", np.zeros(len(order))))
         columns["given_label"] = values["given_label"]
         columns["predicted_label"] = values["predicted_label"]
     columns["self_influence"] = self_influence

@@ -1,6 +1,6 @@
 """Changes of the training data and what they predict: remove, relabel, reweight, replace."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -42,6 +42,8 @@ class Change:
     replace: Mapping[Any, Any]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.remove, tuple):
+            raise DataError(f"remove takes a list of ids, got {self.remove!r}. Put it in brackets.")
         named = [*self.remove, *self.relabel, *self.reweight, *self.replace]
         twice = {key for key in named if named.count(key) > 1}
         if twice:
@@ -54,52 +56,62 @@ class Change:
         return len(self.remove) + len(self.relabel) + len(self.reweight) + len(self.replace)
 
 
-def _products(risk: Risk, data: Data, rows: Tensor) -> Tensor:
-    """s_q · ∇ℓ(z) for some examples held in memory, ``[q, m]``."""
+def _weighed(risk: Risk, data: Data, rows: Tensor, own: Tensor) -> Tensor:
+    """W · s_q·∇ℓ̃(z) / Σ w of examples in memory, ``[q, m]``, with the weight of *their* target.
+
+    Args:
+        risk: objective and training data.
+        data: the examples.
+        rows: s, ``[q, p]``.
+        own: their sample weights ``[m]``.
+    """
     objective = risk.objective
-    batch = objective.place(data.at(torch.arange(len(data))))
-    objective.probe(data)
+    objective.probe(data, role="changed examples")
+    batch = objective.place(data.rows())
     objective.loss.check(objective.outputs(objective.space.values(), batch), batch.targets)
-    return per_example(objective, batch).dot(rows)
+    said = objective.loss.weights(batch.targets)
+    weight = own if said is None else own * said.cpu()
+    extra = (rows @ removal_gradient_row(objective))[:, None]
+    products = per_example(objective, batch).dot(rows) + extra
+    return removal_score(products, (weight / risk.total).to(rows))
 
 
-def _relabelled(risk: Risk, relabel: Mapping[Any, Any], positions: Tensor) -> Data:
-    here = risk.data.take(positions)
-    old = here.at(torch.arange(len(here))).targets
+def _relabelled(here: Data, labels: Sequence[Any]) -> Data:
+    old = here.rows().targets
     if not isinstance(old, Tensor):
         raise DataError("The training data has no single tensor of targets to relabel.")
-    new = [torch.as_tensor(value, dtype=old.dtype) for value in relabel.values()]
-    return here.relabelled(torch.stack(new).reshape(old.shape))
+    new = [torch.as_tensor(label, device="cpu") for label in labels]
+    if any(label.numel() != old[0].numel() for label in new):
+        raise DataError(
+            f"New labels must have the shape of the old ones, {tuple(old.shape[1:])}; got "
+            f"{[tuple(label.shape) for label in new]}."
+        )
+    cast = [label.to(old.dtype) for label in new]
+    if any(not torch.allclose(a.double(), b.double()) for a, b in zip(new, cast, strict=True)):
+        raise DataError(f"A new label is not a value of the targets' dtype, {old.dtype}.")
+    return here.relabelled(torch.stack([label.reshape(old.shape[1:]) for label in cast]))
 
 
-def _exchange(risk: Risk, change: Change, rows: Tensor) -> Tensor:
-    """Σ share_i s_q·(∇ℓ(z_i) − ∇ℓ(z_i′)) over exchanged examples, ``[q]``; L2 cancels."""
+def _moved(risk: Risk, change: Change, rows: Tensor) -> Tensor:
+    """Σ (w s_q·∇ℓ̃(z) − w′ s_q·∇ℓ̃(z′)) / Σ w over changed examples, ``[q]``."""
     total = rows.new_zeros(len(rows))
-    if change.relabel:
-        positions = risk.data.positions(list(change.relabel))
-        old = _products(risk, risk.data.take(positions), rows)
-        new = _products(risk, _relabelled(risk, change.relabel, positions), rows)
-        total = total + removal_score(old - new, risk.share(positions)).sum(1)
-    if change.replace:
-        positions = risk.data.positions(list(change.replace))
-        old = _products(risk, risk.data.take(positions), rows)
-        fresh = Data.of([tuple(example) for example in change.replace.values()])
-        total = total + removal_score(
-            old - _products(risk, fresh, rows), risk.share(positions)
-        ).sum(1)
-    return total
-
-
-def _reweighed(risk: Risk, change: Change, rows: Tensor) -> Tensor:
-    """Σ (1 − factor) · score over reweighed and removed examples, ``[q]``."""
     factors = {**dict.fromkeys(change.remove, 0.0), **change.reweight}
-    if not factors:
-        return rows.new_zeros(len(rows))
-    positions = risk.data.positions(list(factors))
-    products = _products(risk, risk.data.take(positions), rows)
-    products = products + (rows @ removal_gradient_row(risk.objective))[:, None]
-    less = 1 - torch.tensor(list(factors.values()), dtype=rows.dtype, device=rows.device)
-    return removal_score(products, risk.share(positions)) @ less
+    for kind, ids in enumerate((list(factors), list(change.relabel), list(change.replace))):
+        if not ids:
+            continue
+        here = risk.data.take(risk.data.positions(ids))
+        own = torch.ones(len(here)).double() if here.weights is None else here.weights
+        total = total + _weighed(risk, here, rows, own).sum(1)
+        after = here
+        if kind == 0:
+            own = own * torch.tensor(list(factors.values()), dtype=torch.float64)
+        elif kind == 1:
+            after = _relabelled(here, list(change.relabel.values()))
+        else:
+            examples = change.replace.values()
+            after = Data.of([e if isinstance(e, Mapping) else tuple(e) for e in examples])
+        total = total - _weighed(risk, after, rows, own).sum(1)
+    return total
 
 
 def predict(
@@ -118,9 +130,9 @@ def predict(
         DataError: an id is unknown, or new targets do not fit.
     """
     objective = risk.objective
-    total = _exchange(risk, change, rows) + _reweighed(risk, change, rows)
+    total = _moved(risk, change, rows)
     with torch.no_grad():
-        batch = objective.place(queries.at(torch.arange(len(queries))))
+        batch = objective.place(queries.rows())
         before = objective.measured(objective.measure)(objective.space.values(), batch)
     notes = list(caveats)
     if len(change) > 1:

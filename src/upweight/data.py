@@ -52,7 +52,11 @@ class Batch:
         def move(leaf: Tensor) -> Tensor:
             return leaf.to(device, dtype if leaf.is_floating_point() else None)
 
-        return Batch(map_leaves(move, self.inputs), map_leaves(move, self.targets), self.positions)
+        def label(leaf: Tensor) -> Tensor:
+            # Labels index, and −100 has no place in a byte.
+            return move(leaf) if leaf.is_floating_point() else leaf.to(device, torch.int64)
+
+        return Batch(map_leaves(move, self.inputs), map_leaves(label, self.targets), self.positions)
 
     def part(self, rows: slice) -> "Batch":
         """Some of its rows."""
@@ -101,7 +105,7 @@ def _source(source: Any) -> tuple[Source, int | None]:
     """The rows of anything a user may pass, and the batch size it suggests."""
     if isinstance(source, DataLoader):
         return _from_loader(source)
-    if isinstance(source, TensorDataset):
+    if type(source) is TensorDataset:
         return Arrays(tuple(source.tensors)), None
     if isinstance(source, (IterableDataset, Iterator)):
         raise DataError(
@@ -121,7 +125,16 @@ def _source(source: Any) -> tuple[Source, int | None]:
         )
     if isinstance(source, Mapping):
         return Arrays({key: to_tensor(value) for key, value in source.items()}), None
+    if isinstance(source, list) and len(source) == 2 and all(_is_array(part) for part in source):
+        raise DataError(
+            "A list of two arrays may mean two examples or inputs and targets. Pass a tuple "
+            "(inputs, targets), or a list of single examples."
+        )
     return Items(source, default_collate), None
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, (Tensor, np.ndarray)) and value.ndim > 0
 
 
 @final
@@ -193,10 +206,10 @@ class Data:
                 raise DataError("Data already has ids and weights. Pass the original source.")
             return source
         rows, suggested = _source(source)
-        names = np.arange(rows.length) if ids is None else np.asarray(ids)
+        names = np.arange(rows.length) if ids is None else np.asarray(list(ids))
         if names.dtype.kind not in "iuUS":
             raise DataError(f"Ids must be whole numbers or text, got {names.dtype}.")
-        tensor = None if weights is None else to_tensor(weights).double()
+        tensor = None if weights is None else to_tensor(weights).double().cpu()
         return cls(rows, names, tensor, batch_size=batch_size or suggested)
 
     @classmethod
@@ -230,9 +243,13 @@ class Data:
     def batches(self, size: int) -> Iterator[Batch]:
         """Batches in order."""
         for start in range(0, len(self), size):
-            stop = min(start + size, len(self))
-            inputs, targets = _split(self.source.fetch(slice(start, stop)))
-            yield Batch(inputs, targets, torch.arange(start, stop))
+            yield self.rows(start, min(start + size, len(self)))
+
+    def rows(self, start: int = 0, stop: int | None = None) -> Batch:
+        """The rows from start to stop (all by default) as one batch."""
+        stop = len(self) if stop is None else stop
+        inputs, targets = _split(self.source.fetch(slice(start, stop)))
+        return Batch(inputs, targets, torch.arange(start, stop, device="cpu"))
 
     def at(self, positions: Tensor) -> Batch:
         """The rows at positions ``[b]``, which may repeat."""
@@ -252,7 +269,7 @@ class Data:
                 f"The id {unknown[0]!r} is not in the data, whose ids run from "
                 f"{self.ids[0]!r} to {self.ids[-1]!r}."
             )
-        return torch.tensor([self._places[key] for key in keys], dtype=torch.long)
+        return torch.tensor([self._places[key] for key in keys], dtype=torch.long, device="cpu")
 
     def take(self, positions: Tensor) -> "Data":
         """Some rows, read into memory, with their ids and weights."""

@@ -51,11 +51,13 @@ class MatrixSink(Sink):
     """
 
     def __init__(self, queries: int, examples: int, dtype: torch.dtype) -> None:
-        self.matrix = np.empty((queries, examples), dtype=torch.empty(0, dtype=dtype).numpy().dtype)
+        # NumPy has no bfloat16; half precision is widened.
+        wide = np.float64 if dtype == torch.float64 else np.float32
+        self.matrix = np.empty((queries, examples), dtype=wide)
 
     def write(self, start: int, block: Tensor) -> None:
         """Copy the block into its columns."""
-        self.matrix[:, start : start + block.shape[1]] = block.cpu().numpy()
+        self.matrix[:, start : start + block.shape[1]] = block.cpu().to(torch.float64).numpy()
 
 
 def query_rows(objective: Objective, queries: Data, measure: Measure) -> Tensor:
@@ -141,4 +143,5 @@ def self_influence(risk: Risk, inverse: Inverse) -> np.ndarray:
     values = torch.cat(parts)
     if not bool(torch.isfinite(values).all()):
         raise NonFiniteError("A self-influence is not finite. Check the damping and the losses.")
-    return values.cpu().numpy()
+    wide = values if values.dtype == torch.float64 else values.float()
+    return wide.cpu().numpy()

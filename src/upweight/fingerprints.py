@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 __all__ = ["fingerprint"]
 
 Update = Callable[[Any], None]
+_PLAIN = (str, bytes, int, float, complex, bool, type(None), np.generic, torch.dtype, torch.device)
 
 
 def fingerprint(value: Any) -> str:
@@ -27,45 +29,51 @@ def fingerprint(value: Any) -> str:
         False
     """
     digest = hashlib.sha256()
-    _feed(value, digest.update, set())
+    _feed(value, digest.update, frozenset())
     return digest.hexdigest()[:16]
 
 
-def _feed(value: Any, update: Update, above: set[int]) -> None:
+def _feed(value: Any, update: Update, above: frozenset[int]) -> None:
     """Feed a value; ``above`` holds the objects it is inside of, so that cycles end."""
     if isinstance(value, Tensor):
-        update(f"{value.dtype}{tuple(value.shape)}".encode())
+        update(f"{value.dtype}{tuple(value.shape)};".encode())
         update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     elif isinstance(value, np.ndarray):
-        update(f"{value.dtype}{value.shape}".encode())
-        update(np.ascontiguousarray(value).tobytes())
-    elif isinstance(value, (str, bytes, int, float, bool, type(None))):
-        update(repr(value).encode())
+        update(f"{value.dtype}{value.shape};".encode())
+        update(repr(value.tolist()).encode() if value.dtype == object else value.tobytes())
+    elif isinstance(value, _PLAIN):
+        update(f"{type(value).__name__} {value!r};".encode())
     elif id(value) in above:
-        update(b"again")
+        update(b"again;")
     else:
         name = getattr(value, "__qualname__", type(value).__qualname__)
-        update(f"{type(value).__module__}.{type(value).__name__}:{name}".encode())
+        update(f"{type(value).__module__}.{type(value).__name__} {name}(".encode())
         for part in _parts(value):
             _feed(part, update, above | {id(value)})
+        update(b");")
 
 
 def _parts(value: Any) -> list[Any]:
     """What makes a container, a function or an object what it is; never its address."""
     if isinstance(value, Mapping):
-        return [len(value), *(part for item in value.items() for part in item)]
+        return [part for item in value.items() for part in item]
     if isinstance(value, (tuple, list)):
-        return [len(value), *value]
+        return list(value)
     if isinstance(value, (set, frozenset)):
-        return [len(value), *sorted(map(repr, value))]
+        return sorted(map(repr, value))
     if isinstance(value, functools.partial):
         return [value.func, value.args, value.keywords]
-    code = getattr(value, "__code__", None)
-    if code is not None:
-        constants = [c for c in code.co_consts if isinstance(c, (str, bytes, int, float))]
+    if isinstance(value, types.MethodType):
+        return [value.__func__, value.__self__]
+    if isinstance(value, types.CodeType):
+        return [value.co_code, list(value.co_consts), value.co_names]
+    if isinstance(value, types.FunctionType):
+        code, known = value.__code__, value.__globals__
         closed = [cell.cell_contents for cell in value.__closure__ or ()]
-        owner = getattr(value, "__self__", None)
-        return [code.co_code, constants, code.co_names, value.__defaults__, closed, owner]
-    if isinstance(value, type) or not hasattr(value, "__dict__"):
+        here = [name for name in code.co_names if name in known]
+        used = {name: known[name] for name in here if isinstance(known[name], (*_PLAIN, Tensor))}
+        return [code, value.__defaults__, value.__kwdefaults__, closed, used]
+    if isinstance(value, type) or not (hasattr(value, "__dict__") or hasattr(value, "__slots__")):
         return []
-    return [dict(vars(value))]
+    slots = {n: getattr(value, n, None) for n in getattr(value, "__slots__", ())}
+    return [{**slots, **getattr(value, "__dict__", {})}]

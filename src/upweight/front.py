@@ -20,7 +20,7 @@ from upweight.gradients import dense_gradients, mixed_derivative
 from upweight.linalg import Inverse, Status
 from upweight.meaning import meaning_of, removal_gradient_row
 from upweight.methods import Baseline, Method, resolve_method
-from upweight.objective import Measure, Objective
+from upweight.objective import Measure, Objective, refuse_train_mode
 from upweight.plan import Plan, make_plan
 from upweight.risk import Risk
 from upweight.scores import Provenance, Scores
@@ -73,12 +73,12 @@ class Influence:
             if loss is None:
                 raise InputError("Say what was minimised: loss='cross_entropy', for example.")
             self.objective = Objective(model, loss, l2=l2)
-        if not 0 <= damping < float("inf"):
+        if not isinstance(damping, (int, float)) or not 0 <= damping < float("inf"):
             raise InputError(f"damping must be a finite number ≥ 0, got {damping!r}.")
         self.data = Data.of(train)
         self.damping = damping
         self._asked = method
-        self._fingerprint = self.objective.space.fingerprint()
+        self._fingerprint = self._state()
 
     def __repr__(self) -> str:
         objective, name = self.objective, getattr(self._asked, "name", self._asked)
@@ -98,6 +98,13 @@ class Influence:
     def method(self) -> Method | Baseline:
         """The row of the method table."""
         return resolve_method(self._asked, self.risk)
+
+    def _refuse_ablation(self) -> None:
+        """An ablation is a row of scores; what-ifs and self-influence by it mean nothing."""
+        if isinstance(self.method, Method) and self.method.rescale is not None:
+            raise InputError(
+                f"{self.method.name!r} is an ablation for explain() only. Use another method here."
+            )
 
     @cached_property
     def inverse(self) -> Inverse:
@@ -128,8 +135,20 @@ class Influence:
             (self._fingerprint, self.data.fingerprint(), stated, self._asked, self.damping)
         )
 
+    def _state(self) -> str:
+        """Hash of the module: its layers, all parameters and buffers."""
+        model = self.objective.model
+        return fingerprint([repr(model).replace("training", ""), model.state_dict()])
+
     def _unchanged(self) -> None:
-        if self.objective.space.fingerprint() != self._fingerprint:
+        """Refuse to mix what was computed with a model or a mode that came later."""
+        refuse_train_mode(self.objective.model)
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+            raise InputError(
+                "Autocast is on, and derivatives in mixed precision are not those of the model. "
+                "Leave the autocast block for this call."
+            )
+        if self._state() != self._fingerprint:
             raise ModelError(
                 "The model's parameters changed after this Influence was made. Make a new one."
             )
@@ -141,7 +160,9 @@ class Influence:
             InputError: whatever would stop the run itself.
         """
         self._unchanged()
-        return make_plan(self.risk, self.method, len(Data.of(queries)))
+        data = Data.of(queries)
+        self.objective.probe(data, role="queries")
+        return make_plan(self.risk, self.method, len(data))
 
     def _precondition(
         self, queries: Data, measure: Measure, *, accept: bool
@@ -190,13 +211,13 @@ class Influence:
             self.data.ids,
             shares=self._shares(),
             meaning=meaning_of(self.objective, asked),
-            provenance=self._provenance(residual.cpu().double().numpy(), caveats),
+            provenance=self._provenance((data, asked), residual, caveats),
         )
 
     def _compare(self, baseline: Baseline, queries: Data) -> Scores:
         """Similarities of a baseline in the layout of scores."""
         sink = MatrixSink(len(queries), len(self.data), self.objective.space.dtype)
-        asked = self.objective.place(queries.at(torch.arange(len(queries))))
+        asked = self.objective.place(queries.rows())
         for batch, _ in track(self.risk.batches(4096), baseline.name):
             block = baseline.similarity(asked.inputs, batch.inputs)
             sink.write(int(batch.positions[0]), block)
@@ -207,21 +228,26 @@ class Influence:
             shares=self._shares(),
             meaning=changes.baseline_meaning(baseline),
             provenance=self._provenance(
-                np.full(len(queries), np.nan), ("a similarity, not a change on removal",)
+                (queries, baseline.name),
+                torch.full((len(queries),), torch.nan),
+                ("a similarity, not a change on removal",),
             ),
         )
 
     def _shares(self) -> np.ndarray:
         return (self.risk.weights / self.risk.total).numpy()
 
-    def _provenance(self, residual: np.ndarray, caveats: tuple[str, ...]) -> Provenance:
+    def _provenance(
+        self, asked: tuple[Data, Measure], residual: Tensor, caveats: tuple[str, ...]
+    ) -> Provenance:
+        queries, measure = asked
         return Provenance(
             method=self.method.name,
             damping=self.damping,
             removal=self.objective.removal,
             coverage=self.objective.space.coverage,
-            identity=self.identity,
-            residual=residual,
+            identity=fingerprint((self.identity, queries.fingerprint(), measure)),
+            residual=residual.cpu().double().numpy(),
             caveats=caveats,
         )
 
@@ -231,6 +257,7 @@ class Influence:
         share_i ∇ℓ_i H⁻¹ ∇ℓ̃_i, without the N x N matrix. Large: memorised, unusual or mislabelled.
         """
         self._unchanged()
+        self._refuse_ablation()
         with self._located():
             return self_influence(self.risk, self.inverse)
 
@@ -246,13 +273,13 @@ class Influence:
         """
         self._unchanged()
         positions = self.data.positions(ids)
+        self._refuse_ablation()
         batch, share = self.risk.at(positions)
         rows = dense_gradients(self.objective, batch) + removal_gradient_row(self.objective)
         solution = self.inverse.solve(rows)
         value = solution.value if accept else solution.require()
-        return ParameterChange(
-            self.data.ids[positions.numpy()], value * share[:, None], share, self.objective.space
-        )
+        named = self.data.ids[positions.numpy()]
+        return ParameterChange(named, -value, share, self.objective.space)
 
     def perturbation(
         self, queries: Any, ids: Sequence[Any], *, accept: bool = False
@@ -268,8 +295,7 @@ class Influence:
         rows, _, _ = self._precondition(data, self.objective.measure, accept=accept)
         batch, share = self.risk.at(positions)
         mixed = mixed_derivative(self.objective, batch, rows)
-        values = -mixed * share.view(1, -1, *[1] * (mixed.dim() - 2))
-        return Perturbation(data.ids, self.data.ids[positions.numpy()], values, share)
+        return Perturbation(data.ids, self.data.ids[positions.numpy()], -mixed, share)
 
     def whatif(
         self,
@@ -293,7 +319,9 @@ class Influence:
             DataError: an id is unknown, or named twice.
         """
         self._unchanged()
-        change = changes.Change(tuple(remove), relabel or {}, reweight or {}, replace or {})
+        self._refuse_ablation()
+        ids: Any = remove if isinstance(remove, (str, int)) else tuple(remove)
+        change = changes.Change(ids, relabel or {}, reweight or {}, replace or {})
         data = Data.of(on)
         rows, _, caveats = self._precondition(data, self.objective.measure, accept=False)
         return changes.predict(self.risk, change, data, rows, caveats)
@@ -324,7 +352,11 @@ class Influence:
                 ``retrain``.
         """
         data = Data.of(queries)
-        scores = self.explain(data) if scores is None else scores
+        if scores is None:
+            scores = self.explain(data)
+        validation.refuse_other(
+            scores, self._provenance((data, self.objective.measure), torch.zeros(1), ())
+        )
         asked = validation.removals(scores, top, random, seed)
         if retrain is None:
             return validation.by_refit(self.risk, data, scores, asked)

@@ -75,8 +75,9 @@ def removal_score(products: Tensor, share: Tensor) -> Tensor:
 
 
 def from_removal(scores: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Scores to the paper's I_up,loss = −score / share."""
-    derivative: np.ndarray = -scores / shares
+    """Scores to the paper's I_up,loss = −score / share; NaN for examples without weight."""
+    derivative: np.ndarray = np.full_like(scores, np.nan)
+    np.divide(-scores, shares, out=derivative, where=np.broadcast_to(shares > 0, scores.shape))
     return derivative
 
 

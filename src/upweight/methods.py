@@ -18,6 +18,7 @@ from upweight.linalg import (
     Identity,
     Inverse,
     LiSSA,
+    MeanOperator,
     Operator,
     Solution,
     Solver,
@@ -54,7 +55,16 @@ class Method:
     rescale: Rescale | None = None
 
     def invert(self, risk: Risk, damping: float) -> Inverse:
-        """(H + damping)⁻¹, or the identity."""
+        """(H + damping)⁻¹, or the identity.
+
+        Raises:
+            InputError: damping is asked of a method that has no curvature to add it to.
+        """
+        if damping and (self.solver is None or isinstance(self.solver, GivenInverse)):
+            raise InputError(
+                f"The method {self.name!r} has no curvature of its own, so damping={damping:g} "
+                "would be ignored. Leave it out, or put it into the inverse you pass."
+            )
         if self.solver is None:
             return _identity(risk)
         return self.solver.init(curvature(self.curvature, risk) + damping)
@@ -193,6 +203,11 @@ def resolve_method(method: object, risk: Risk) -> Method | Baseline:
         return METHODS[method]
     if isinstance(method, Solver):
         return Method(type(method).__name__.lower(), "Hessian, given solver", solver=method)
+    if isinstance(method, MeanOperator):
+        raise InputError(
+            f"{type(method).__name__} is a curvature, and method= takes an inverse. Pass a solver "
+            "(uw.CG()), or solver.init(curvature)."
+        )
     if hasattr(method, "__matmul__"):
         solver = GivenInverse(method, risk)
         return Method(type(method).__name__, "given inverse curvature", solver=solver)

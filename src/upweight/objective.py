@@ -18,7 +18,7 @@ from upweight.errors import (
     NonFiniteError,
     UpweightError,
 )
-from upweight.losses import CustomLoss, Loss, resolve
+from upweight.losses import CrossEntropy, CustomLoss, Loss, resolve
 from upweight.parameters import ParameterSpace, Select
 from upweight.sources import leaves
 
@@ -40,7 +40,8 @@ def _depends_on_mode(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 
-def _refuse_train_mode(model: nn.Module) -> None:
+def refuse_train_mode(model: nn.Module) -> None:
+    """Raise ModelError for a model in train mode with a layer that is random there."""
     for name, module in model.named_modules():
         if module.training and _depends_on_mode(module):
             raise ModelError(
@@ -91,7 +92,7 @@ class Objective:
             raise ModelError(f"The model must be a torch.nn.Module, got {type(model).__name__}.")
         if removal not in ("mean", "sum"):
             raise InputError(f"removal is 'mean' or 'sum', got {removal!r}.")
-        _refuse_train_mode(model)
+        refuse_train_mode(model)
         self.model = model
         self.loss: Loss = resolve(loss)
         self.removal: Removal = removal
@@ -99,10 +100,15 @@ class Objective:
         self.l2 = self._l2_row(l2)
         self.measure = check_measure(measure)
 
+    def on(self, model: nn.Module) -> "Objective":
+        """The same objective of another module, which answers with all of its own parameters."""
+        twin = copy.copy(self)
+        twin.model = model
+        return twin
+
     def in_double(self) -> "Objective":
         """The same objective on a float64 copy of the model."""
-        twin = copy.copy(self)
-        twin.model = copy.deepcopy(self.model).double()
+        twin = self.on(copy.deepcopy(self.model).double())
         twin.space = ParameterSpace(twin.model, list(self.space.shapes))
         twin.l2 = self.l2.double()
         return twin
@@ -133,10 +139,15 @@ class Objective:
     def outputs(self, params: Mapping[str, Tensor], batch: Batch) -> Any:
         """Outputs of the model at given parameters; logits where the loss is a named one."""
         arguments = batch.inputs
+        # Parameters that were not chosen are constants, whatever they require.
+        fixed = {
+            name: p.detach() for name, p in self.model.named_parameters() if name not in params
+        }
+        values = {**fixed, **params}
         if isinstance(arguments, dict):
-            outputs = functional_call(self.model, dict(params), (), arguments)
+            outputs = functional_call(self.model, values, (), arguments)
         else:
-            outputs = functional_call(self.model, dict(params), arguments)
+            outputs = functional_call(self.model, values, arguments)
         if isinstance(self.loss, CustomLoss) or isinstance(outputs, Tensor):
             return outputs
         return getattr(outputs, "logits", outputs)
@@ -161,6 +172,7 @@ class Objective:
         try:
             outputs = self.outputs(params, batch)
             self.loss.check(outputs, batch.targets)
+            _refuse_unshifted(self.loss, batch)
             return self.measured(measure)(params, batch)
         except UpweightError:
             raise
@@ -186,8 +198,8 @@ class Objective:
             ModelError: two evaluations differ.
             NonFiniteError: NaN or infinity.
         """
-        rows = torch.arange(min(4, len(data)))
-        batch = self.place(data.at(rows))
+        batch = self.place(data.rows(0, min(4, len(data))))
+        rows = range(len(batch))
         function, params = self.measured(measure), self.space.values()
         with torch.no_grad():
             whole = self._try(batch, measure, role)
@@ -207,11 +219,28 @@ class Objective:
                 )
             parts = [function(params, batch.part(slice(i, i + 1))) for i in range(len(rows))]
         tolerance = 1e-2 if whole.dtype in (torch.bfloat16, torch.float16) else 1e-4
-        if not torch.allclose(whole, torch.cat(parts), rtol=tolerance, atol=tolerance):
+        size = tolerance * float(whole.abs().max())
+        if not torch.allclose(whole, torch.cat(parts), rtol=tolerance, atol=size):
             raise LossError(
                 f"The {label} of an example changes with the other examples of its batch (batch "
                 "normalisation in train mode, or a loss that couples rows). Influence needs one "
                 "number per example that depends on that example alone."
+            )
+
+
+def _refuse_unshifted(loss: Loss, batch: Batch) -> None:
+    """Labels that repeat an input are a language model's, to be shifted by its own loss."""
+    if not isinstance(loss, CrossEntropy) or not isinstance(batch.inputs, dict):
+        return
+    for name, value in batch.inputs.items():
+        if not isinstance(value, Tensor) or value.shape != batch.targets.shape or value.dim() < 2:
+            continue
+        counted = batch.targets != loss.ignore_index
+        if bool((value == batch.targets)[counted].all()) and not value.is_floating_point():
+            raise LossError(
+                f"The labels repeat the input {name!r}, so each output would be compared with the "
+                "token it has just read. Shift the labels by one (labels[:, :-1] = ids[:, 1:], the "
+                "last ignored), or pass a loss that shifts."
             )
 
 

@@ -90,9 +90,10 @@ def _seconds(work: Callable[[], object]) -> float:
 def _floor(risk: Risk) -> float:
     """Seconds of one forward and backward pass over the data, from at most two batches."""
     rows = min(PROBE_ROWS, len(risk.data))
-    batch, share = risk.at(torch.arange(rows))
+    batch, share = risk.at(torch.arange(rows, device="cpu"))
     objective = risk.objective
 
+    @torch.enable_grad()
     def work() -> None:
         row = objective.space.row().requires_grad_(True)
         loss = (objective.losses(objective.space.unflatten(row), batch) * share).sum()
@@ -104,7 +105,7 @@ def _floor(risk: Risk) -> float:
 def _product(risk: Risk, name: str, queries: int) -> float:
     """Seconds of one curvature product of all queries over the data, from a sample."""
     rows, width = min(PROBE_ROWS, len(risk.data)), min(queries, 16)
-    sample = curvature(name, Risk(risk.objective, risk.data.take(torch.arange(rows))))
+    sample = curvature(name, Risk(risk.objective, risk.data.take(torch.arange(rows, device="cpu"))))
     block = torch.randn(width, sample.size, dtype=sample.dtype, device=sample.device)
     return _seconds(lambda: sample.apply(block)) * len(risk.data) / rows * queries / width
 
@@ -123,7 +124,7 @@ def _solve_stages(risk: Risk, method: Method, queries: int, floor: float) -> lis
         return []
     one = _product(risk, method.curvature, queries)
     if isinstance(method.solver, Cholesky):
-        form = linear_form(risk.objective, risk.at(torch.zeros(1, dtype=torch.long))[0])
+        form = linear_form(risk.objective, risk.at(torch.tensor([0], device="cpu"))[0])
         if form is not None and method.curvature in ("hessian", "ggn"):
             width, outputs = p / form.layer.out_features, form.layer.out_features
             dense = len(risk.data) * outputs * (outputs + 1) / 2 * width**2 * 0.625 / _rate()

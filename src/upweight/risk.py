@@ -9,16 +9,20 @@ from torch import Tensor
 from upweight.data import Batch, Data
 from upweight.errors import LossError
 from upweight.objective import Objective
-from upweight.sources import map_leaves
+from upweight.sources import leaves, map_leaves
 
 __all__ = ["Risk"]
 
-DEFAULT_BATCH = 512
+DEFAULT_BATCH, SURVEY_ROWS = 512, 8192
 
 
 def _repeated(output: Any, count: int) -> Any:
     """An output of one row in the shape of many, without a copy."""
     return map_leaves(lambda leaf: leaf.expand(count, *leaf.shape[1:]), output)
+
+
+def _widths(batch: Batch) -> list[torch.Size]:
+    return [leaf.shape[1:] for leaf in leaves(batch.inputs)]
 
 
 @final
@@ -51,11 +55,15 @@ class Risk:
     def _survey(self) -> Tensor:
         """Check every target against the outputs' shape and collect the weights ``[N]``."""
         objective, parts = self.objective, []
-        first = objective.place(self.data.at(torch.zeros(1, dtype=torch.long)))
+        first = objective.place(self.data.at(torch.tensor([0], device="cpu")))
         with torch.no_grad():
             output = objective.outputs(objective.space.values(), first)
-        for batch in self.data.batches(8192):
-            like = _repeated(output, len(batch))
+        for batch in self.data.batches(self.data.batch_size or SURVEY_ROWS):
+            if _widths(batch) == _widths(first):
+                like = _repeated(output, len(batch))
+            else:  # sequences of another length give outputs of another shape
+                with torch.no_grad():
+                    like = objective.outputs(objective.space.values(), objective.place(batch))
             targets = objective.place(Batch((), batch.targets, batch.positions)).targets
             try:
                 objective.loss.check(like, targets)
@@ -63,7 +71,7 @@ class Risk:
                 start, stop = int(batch.positions[0]), int(batch.positions[-1])
                 raise LossError(f"Rows {start} to {stop}: {error}") from error
             weights = objective.loss.weights(targets)
-            parts.append(torch.ones(len(batch)) if weights is None else weights.cpu())
+            parts.append(torch.ones(len(batch), device="cpu") if weights is None else weights.cpu())
         found = torch.cat([part.double() for part in parts])
         return found if self.data.weights is None else found * self.data.weights
 
@@ -97,6 +105,7 @@ class Risk:
         row = objective.space.row().requires_grad_(True)
         total = objective.l2 * row.detach()
         for batch, share in self.batches():
-            loss = (objective.losses(objective.space.unflatten(row), batch) * share).sum()
+            with torch.enable_grad():
+                loss = (objective.losses(objective.space.unflatten(row), batch) * share).sum()
             total = total + torch.autograd.grad(loss, row)[0]
         return total

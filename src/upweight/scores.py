@@ -8,7 +8,7 @@ from typing import Any, final
 
 import numpy as np
 
-from upweight.errors import DataError
+from upweight.errors import DataError, StoreError
 from upweight.meaning import Meaning, from_removal
 from upweight.store import publish, read_array, read_manifest, write_array, write_manifest
 from upweight.tables import Table
@@ -167,8 +167,10 @@ class Scores:
         First order: examples that stand in for each other make the true change larger.
 
         Raises:
-            DataError: an example is unknown.
+            DataError: an example is unknown, or named twice.
         """
+        if len(set(examples)) < len(examples):
+            raise DataError("An example is named twice in the group. Name each once.")
         unknown = [key for key in examples if key not in self._train]
         if unknown:
             raise DataError(f"The training example {unknown[0]!r} is unknown.")
@@ -252,6 +254,13 @@ class Scores:
             StoreError: absent, damaged, or of another schema.
         """
         place, manifest = Path(path), read_manifest(path)
+        try:
+            return cls._of(place, manifest)
+        except (KeyError, TypeError) as error:
+            raise StoreError(f"{place} lacks {error} in its manifest. Run again.") from error
+
+    @classmethod
+    def _of(cls, place: Path, manifest: dict[str, Any]) -> "Scores":
         provenance = Provenance(
             manifest["method"],
             manifest["damping"],

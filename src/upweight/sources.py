@@ -128,16 +128,29 @@ class Items(Source):
 def to_tensor(value: Any) -> Any:
     """Arrays, series and frames as tensors; nested tuples and mappings leaf by leaf."""
     if isinstance(value, Tensor):
+        if value.layout != torch.strided:
+            raise DataError("Sparse tensors have no rows to slice. Pass value.to_dense().")
         return value.detach()
     if isinstance(value, Mapping):
         return {key: to_tensor(item) for key, item in value.items()}
+    if isinstance(value, np.ma.MaskedArray):
+        raise DataError("A masked array hides some of its values. Fill it first: array.filled().")
     if isinstance(value, np.ndarray):
         return _from_numpy(value)
     if hasattr(value, "to_numpy"):
-        return _from_numpy(np.asarray(value.to_numpy()))
+        return _from_numpy(_plain_numbers(np.asarray(value.to_numpy())))
     if isinstance(value, (list, tuple)):
         return _from_numpy(np.asarray(value))
     raise DataError(f"Cannot read rows from {type(value).__name__}. Pass tensors or arrays.")
+
+
+def _plain_numbers(array: np.ndarray) -> np.ndarray:
+    """A frame's columns of mixed number types, which it hands over as objects."""
+    if array.dtype != object or not all(
+        isinstance(item, (bool, int, float, np.number, np.bool_)) for item in array.flat
+    ):
+        return array
+    return array.astype(np.float64)
 
 
 def _from_numpy(array: np.ndarray) -> Tensor:

@@ -134,7 +134,7 @@ def _swap(part: Path, place: Path) -> None:
     place.rename(old)
     try:
         part.rename(place)
-    except OSError:
+    except BaseException:
         old.rename(place)
         raise
     shutil.rmtree(old, ignore_errors=True)

@@ -159,6 +159,8 @@ class Study:
     def _proved(self) -> Validation | str:
         """The proof, or the reason why there is none."""
         size = self.influence.objective.space.size
+        if self._baseline:
+            return "a similarity of inputs predicts no change."
         if not self.removals:
             few = self.wish.removals is None
             return "too few training examples." if few else "no removals were asked for."
@@ -167,7 +169,7 @@ class Study:
                 f"refits factorise a dense Hessian, and {size:,} parameters are more than "
                 f"{MOST_REFIT_PARAMETERS:,}. Use Influence.validate(retrain=...) in Python."
             )
-        shown = self.queries.take(torch.arange(min(len(self.queries), SHOWN_QUERIES)))
+        shown = self.queries.take(torch.arange(min(len(self.queries), SHOWN_QUERIES), device="cpu"))
         try:
             return self.influence.validate(
                 shown, top=self.removals, random=self.removals, seed=self.wish.seed

@@ -16,11 +16,11 @@ from upweight.data import Data
 from upweight.errors import InputError, NotConvergedError
 from upweight.evaluation import agreement, refit
 from upweight.linalg import Cholesky
-from upweight.objective import Objective
+from upweight.objective import Objective, refuse_train_mode
 from upweight.risk import Risk
-from upweight.scores import Scores
+from upweight.scores import Provenance, Scores
 
-__all__ = ["Removals", "by_refit", "by_retraining", "removals"]
+__all__ = ["Removals", "by_refit", "by_retraining", "refuse_other", "removals"]
 
 MOST, DRAWN = "most influential", "random"
 
@@ -61,6 +61,17 @@ def removals(scores: Scores, top: int, random: int, seed: int) -> Removals:
     return Removals(
         np.concatenate([most, drawn]), np.array([MOST] * len(most) + [DRAWN] * len(drawn))
     )
+
+
+def refuse_other(scores: Scores, wanted: Provenance) -> None:
+    """Raise InputError unless scores are those this model would give these queries."""
+    if not scores.meaning.change:
+        raise InputError("Similarities predict no change, so there is nothing to validate.")
+    if scores.provenance.identity != wanted.identity:
+        raise InputError(
+            "The scores belong to other queries, another measure, model or method. Pass those of "
+            "explain(queries), or leave them out."
+        )
 
 
 def _compare(
@@ -129,11 +140,14 @@ def by_retraining(
     count = scores.shape[1]
 
     def measure(model: nn.Module) -> np.ndarray:
-        batch = objective.place(queries.at(torch.arange(len(queries))))
-        named = dict(model.named_parameters())
-        values = {name: named[name].detach() for name in objective.space.shapes}
+        if not isinstance(model, nn.Module):
+            raise InputError(f"retrain must return a torch.nn.Module, got {type(model).__name__}.")
+        refuse_train_mode(model)
+        # The whole model answers as it was returned, chosen parameters or not.
+        twin = objective.on(model)
+        batch = twin.place(queries.rows())
         with torch.no_grad():
-            found = objective.measured(objective.measure)(values, batch)
+            found = twin.measured(twin.measure)({}, batch)
         return found.cpu().double().numpy()
 
     base = measure(retrain(np.arange(count)))

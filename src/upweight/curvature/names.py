@@ -41,7 +41,7 @@ def curvature(name: str, risk: Risk) -> MeanOperator:
     if name not in CURVATURES:
         raise InputError(f"The curvature {name!r} is unknown. Known: {', '.join(CURVATURES)}.")
     if name in ("hessian", "ggn"):
-        batch, _ = risk.at(torch.zeros(1, dtype=torch.long))
+        batch, _ = risk.at(torch.tensor([0], device="cpu"))
         form = linear_form(risk.objective, batch)
         if form is not None:
             return LinearCurvature(risk, form)

@@ -85,6 +85,8 @@ def _sketched(base: LinearCurvature, sketch: Sketch, shift: float) -> Operator |
     values, outputs = torch.linalg.eigh(mean)
     kept = max(1, int((values > 1e-5 * values[-1]).sum()))
     trace = bend.diagonal(dim1=1, dim2=2).sum(1)
+    if not bool(trace.mean() > 0):
+        return None
     moment, features = torch.linalg.eigh((x * (trace / trace.mean())[:, None]).T @ x / len(x))
     lead = min(sketch.features, x.shape[1])
     z = x @ features[:, -lead:]

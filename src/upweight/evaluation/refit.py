@@ -42,7 +42,7 @@ class Refits:
 
     def measure(self, risk: Risk, queries: Data, measure: Measure) -> Tensor:
         """The measure of every query under every refit, ``[m, q]``."""
-        batch = risk.objective.place(queries.at(torch.arange(len(queries))))
+        batch = risk.objective.place(queries.rows())
         return stacked_measure(risk.objective, batch, self.rows, measure)
 
 
@@ -51,7 +51,7 @@ def _weights(risk: Risk, removals: Sequence[Tensor], start: int, stop: int) -> T
 
     "mean": the rest is averaged anew. "sum": the rest keeps its share, so that L2 does too.
     """
-    shares = risk.share(torch.arange(start, stop)).repeat(len(removals), 1)
+    shares = risk.share(torch.arange(start, stop, device="cpu")).repeat(len(removals), 1)
     for model, gone in enumerate(removals):
         inside = gone[(gone >= start) & (gone < stop)] - start
         shares[model, inside] = 0

@@ -117,9 +117,11 @@ class AutogradGradients(Gradients):
 
         try:
             over = (None, 0, None if batch.targets is None else 0)
-            matrix: Tensor = vmap(grad(single), in_dims=over)(self.row, batch.inputs, batch.targets)
+            mapped = vmap(grad(single), in_dims=over)
+            with math_attention():
+                matrix: Tensor = mapped(self.row, batch.inputs, batch.targets)
             return matrix.detach()
-        except (RuntimeError, NotImplementedError):
+        except (RuntimeError, NotImplementedError, ValueError):
             slopes = grad(lambda row, one: self._values(row, one)[0])
             ones = (batch.part(slice(i, i + 1)) for i in range(len(batch)))
             return torch.stack([slopes(self.row, one) for one in ones]).detach()

@@ -62,8 +62,12 @@ def linear_form(objective: Objective, batch: Batch) -> LinearForm | None:
         True
     """
     model = objective.model
-    last = model[-1] if isinstance(model, nn.Sequential) and len(model) else model
+    # Exact types, and no hooks: a subclass or a hook may do anything with the outputs.
+    stacked = type(model) is nn.Sequential and len(model) > 0
+    last = model[-1] if isinstance(model, nn.Sequential) and stacked else model
     if type(last) is not nn.Linear or not isinstance(objective.loss, OutputLoss):
+        return None
+    if _hooked(model) or _hooked(last):
         return None
     prefix = model[:-1] if isinstance(model, nn.Sequential) else nn.Identity()
     own = {id(last.weight): "weight", id(last.bias): "bias"}
@@ -78,6 +82,10 @@ def linear_form(objective: Objective, batch: Batch) -> LinearForm | None:
         if not plain or prefix(*_first(batch.inputs)).dim() != 2:
             return None
     return LinearForm(prefix, last, len(chosen) == 2)
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _first(inputs: tuple[Any, ...]) -> tuple[Any, ...]:

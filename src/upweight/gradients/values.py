@@ -16,7 +16,7 @@ def split_rows(rows: Tensor, width: int, *, bias: bool) -> Tensor:
     the last column of the matrix.
     """
     if not bias:
-        return rows.reshape(*rows.shape[:-1], -1, width)
+        return rows.reshape(*rows.shape[:-1], rows.shape[-1] // width, width)
     outputs = rows.shape[-1] // width
     weight = rows[..., :-outputs].reshape(*rows.shape[:-1], outputs, width - 1)
     return torch.cat([weight, rows[..., -outputs:, None]], dim=-1)

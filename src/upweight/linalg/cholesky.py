@@ -13,6 +13,9 @@ from upweight.linalg.solver import Inverse, Solver
 __all__ = ["Cholesky", "CholeskyInverse"]
 
 
+LARGEST_RESIDUAL = 1e-2
+
+
 @final
 class Cholesky(Solver):
     """A = L Lᵀ in float64, then two triangular solves per row.
@@ -50,7 +53,10 @@ class Cholesky(Solver):
             raise NonFiniteError("The curvature has NaN or infinite entries. Check the losses.")
         dense = dense.double()
         factor, info = torch.linalg.cholesky_ex(dense)
-        if int(info):
+        diagonal = factor.diagonal()
+        # A factor of a singular matrix may exist by rounding alone.
+        flat = (diagonal.min() / diagonal.max()) ** 2 < p * torch.finfo(torch.float64).eps
+        if int(info) or bool(flat):
             raise IndefiniteError(indefinite(torch.linalg.eigvalsh(dense)))
         return CholeskyInverse(operator, factor)
 
@@ -72,7 +78,11 @@ class CholeskyInverse(Inverse):
         """Two triangular solves; the residual is measured against the operator itself."""
         exact = torch.cholesky_solve(rows.double().T, self.factor).T.to(rows.dtype)
         residual = relative_residual(rows, self.operator.apply(exact))
-        return Solution(exact, residual, (Status.CONVERGED,) * len(rows))
+        status = tuple(
+            Status.CONVERGED if r <= LARGEST_RESIDUAL else Status.NOT_CONVERGED
+            for r in residual.tolist()
+        )
+        return Solution(exact, residual, status)
 
     def quadratic(self, rows: Tensor) -> Tensor:
         """‖L⁻¹ b‖² of every row: one triangular solve."""

@@ -44,7 +44,7 @@ class EigenInverse(Inverse):
     """
 
     def __init__(self, values: Tensor, vectors: Tensor, dtype: torch.dtype) -> None:
-        if not float(values[0]) > 0:
+        if not float(values[0]) > len(values) * torch.finfo(torch.float64).eps * float(values[-1]):
             raise IndefiniteError(indefinite(values))
         self.values, self.vectors = values, vectors
         self.size, self.dtype, self.device = len(values), dtype, values.device

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from upweight.bars import track
-from upweight.errors import InputError
+from upweight.errors import IndefiniteError, InputError
 from upweight.linalg.operator import MeanOperator, Operator, Shifted
 from upweight.linalg.solution import Solution, Status, relative_residual
 from upweight.linalg.solver import Inverse, Solver
 
 __all__ = ["LiSSA"]
 
-GROWTH_LIMIT = 1e3
+GROWTH_LIMIT = 10.0
 PROBE_GROUPS, PROBE_ROUNDS, RETRIES = 64, 12, 8
 
 
@@ -42,6 +42,7 @@ class LiSSA(Solver):
             removes most of the noise; 0 takes the last one alone, as Koh & Liang do.
         seed: of the row draws.
         max_error: a row fails when its standard error over the repeats exceeds this share of it.
+        max_residual: a row fails when ‖b − A x‖ exceeds this share of ‖b‖: too few steps.
 
     Raises:
         InputError: the operator is not a mean over examples (and so cannot be sampled).
@@ -59,6 +60,7 @@ class LiSSA(Solver):
     tail: float = 0.25
     seed: int = 0
     max_error: float = 1.0
+    max_residual: float = 0.9
 
     @staticmethod
     def damping_from_reference(scale: float, damp: float) -> float:
@@ -79,13 +81,13 @@ class LiSSA(Solver):
 
 
 def _draw(operator: MeanOperator, groups: int, size: int, generator: torch.Generator) -> Tensor:
-    return torch.randint(operator.count, (groups, size), generator=generator)
+    return torch.randint(operator.count, (groups, size), generator=generator, device="cpu")
 
 
 def _stable_scale(operator: MeanOperator, solver: LiSSA) -> float:
     """ρ = max vᵀE[A_j²]v / vᵀE[A_j]v by power iteration on E[A_j²] over random batches."""
     generator = torch.Generator().manual_seed(solver.seed)
-    v = torch.randn(operator.size, generator=generator, dtype=torch.float64)
+    v = torch.randn(operator.size, generator=generator, dtype=torch.float64, device="cpu")
     v = (v / v.norm()).to(operator.device, operator.dtype)
     ratios = []
     for _ in range(PROBE_ROUNDS):
@@ -93,7 +95,13 @@ def _stable_scale(operator: MeanOperator, solver: LiSSA) -> float:
         rows = v.expand(PROBE_GROUPS, 1, -1)
         once = operator.apply_sampled(rows, positions)
         twice = operator.apply_sampled(once, positions)
-        ratios.append(float(once.square().sum() / (rows * once).sum().clamp_min(1e-30)))
+        bend = float((rows * once).sum())
+        if bend < 0:
+            raise IndefiniteError(
+                "The curvature bends down along a direction of the probe. Add damping larger than "
+                "its most negative eigenvalue, or use the GGN."
+            )
+        ratios.append(float(once.square().sum()) / max(bend, 1e-30))
         v = twice.mean(0)[0]
         v = v / v.norm()
     return max(ratios)
@@ -119,7 +127,7 @@ class LiSSAInverse(Inverse):
         solver = self.solver
         generator = torch.Generator().manual_seed(solver.seed)
         v = rhs.expand(solver.repeats, *rhs.shape)
-        h, bound = v.clone(), GROWTH_LIMIT * scale * rhs.norm()
+        h, start = v.clone(), float(v.norm())
         kept = max(1, round(solver.tail * solver.depth))
         total = torch.zeros_like(h)
         for step in track(range(solver.depth), "LiSSA"):
@@ -128,8 +136,8 @@ class LiSSAInverse(Inverse):
             h = h.mul_(1 - self.shift / scale).sub_(product, alpha=1 / scale).add_(v)
             if step >= solver.depth - kept:
                 total += h
-            # ‖h‖/σ tends to ‖A⁻¹v‖; the comparison is false for NaN as well.
-            if step % 50 == 0 and not bool(h.norm() <= bound):
+            # A stable series adds at most v a step; the comparison is false for NaN as well.
+            if step % 50 == 0 and not float(h.norm()) <= GROWTH_LIMIT * (step + 1) * start:
                 return None
         mean = total.div_(kept * scale)
         return mean if bool(torch.isfinite(mean).all()) else None
@@ -154,11 +162,12 @@ class LiSSAInverse(Inverse):
         else:
             error = torch.full((len(rhs),), torch.nan, dtype=self.dtype, device=self.device)
         product = self.operator.apply(value).add(value, alpha=self.shift)
+        residual = relative_residual(rhs, product)
+        failed = (error > solver.max_error) | (residual > solver.max_residual)
         status = tuple(
-            Status.NOT_CONVERGED if e > solver.max_error else Status.CONVERGED
-            for e in error.tolist()
+            Status.NOT_CONVERGED if lost else Status.CONVERGED for lost in failed.tolist()
         )
-        return Solution(value, relative_residual(rhs, product), status, solver.depth, error)
+        return Solution(value, residual, status, solver.depth, error)
 
     def quadratic(self, rows: Tensor) -> Tensor:
         """B A⁻¹ b of every row by a solve."""

@@ -24,7 +24,8 @@ class Status(StrEnum):
 _REMEDY: dict[Status, tuple[type[UpweightError], str]] = {
     Status.NOT_CONVERGED: (
         NotConvergedError,
-        "Raise the number of steps, loosen the tolerance, or add damping.",
+        "Raise the number of steps, loosen the tolerance, add damping, or compute in float64 "
+        "(model.double()).",
     ),
     Status.NEGATIVE_CURVATURE: (
         IndefiniteError,

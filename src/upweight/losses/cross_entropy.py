@@ -82,10 +82,11 @@ class CrossEntropy(OutputLoss):
         nll = -log_p.gather(-1, torch.where(counted, targets, 0)[..., None])[..., 0]
         if self.label_smoothing:
             nll = (1 - self.label_smoothing) * nll - self.label_smoothing * log_p.mean(-1)
+        if targets.dim() == 1:
+            return nll * counted
         weight = self._positions(targets).to(nll.dtype)
-        total = weight.flatten(1).sum(1) if weight.dim() > 1 else weight
-        summed = (nll * weight).flatten(1).sum(1) if weight.dim() > 1 else nll * weight
-        return summed / torch.where(total > 0, total, 1.0)
+        total = weight.flatten(1).sum(1)
+        return (nll * weight).flatten(1).sum(1) / torch.where(total > 0, total, 1.0)
 
     def _smooth(self, probabilities: Tensor) -> Tensor:
         epsilon = self.label_smoothing
@@ -153,8 +154,11 @@ class CrossEntropy(OutputLoss):
         p = torch.softmax(self._class_last(outputs, targets), -1)
         u = self._class_last(rows, targets)
         weight = self._positions(targets).to(p.dtype)
-        total = weight.flatten(1).sum(1) if weight.dim() > 1 else weight
-        share = weight / torch.where(total > 0, total, 1.0).view(-1, *[1] * (weight.dim() - 1))
+        if targets.dim() == 1:
+            share = (targets != self.ignore_index).to(p.dtype)
+        else:
+            total = weight.flatten(1).sum(1)
+            share = weight / torch.where(total > 0, total, 1.0).view(-1, *[1] * (weight.dim() - 1))
         product = p * (u - (p * u).sum(-1, keepdim=True)) * (share**2)[..., None]
         return (
             product
@@ -163,18 +167,21 @@ class CrossEntropy(OutputLoss):
         )
 
     def _pick(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        if outputs.dim() != 2 or targets.dim() != 1:
+        if outputs.dim() != 2 or targets.dim() != 1 or targets.is_floating_point():
             raise LossError("Logit and margin are defined for outputs [n, classes] and labels [n].")
-        return outputs.gather(1, targets[:, None])[:, 0]
+        ignored = targets == self.ignore_index
+        picked = outputs.gather(1, torch.where(ignored, 0, targets)[:, None])[:, 0]
+        return picked.masked_fill(ignored, torch.nan)
 
     def logit(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """z_y, ``[n]``."""
+        """z_y, ``[n]``; NaN where ignored."""
         return self._pick(outputs, targets)
 
     def margin(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """z_y − log Σ_{k≠y} exp z_k, the log-odds of the target, ``[n]``."""
-        hot = F.one_hot(targets, outputs.shape[1]).bool()
-        return self._pick(outputs, targets) - outputs.masked_fill(hot, -torch.inf).logsumexp(1)
+        """z_y − log Σ_{k≠y} exp z_k, the log-odds of the target, ``[n]``; NaN where ignored."""
+        picked = self._pick(outputs, targets)
+        own = torch.arange(outputs.shape[1], device=outputs.device) == targets[:, None]
+        return picked - outputs.masked_fill(own, -torch.inf).logsumexp(1)
 
     def log_probability(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Log softmax(z)_y (mean over positions), without smoothing, ``[n]``."""

@@ -14,7 +14,8 @@ __all__ = ["BinaryCrossEntropy", "Hinge", "MeanSquaredError", "SmoothHinge"]
 
 def _like(targets: Tensor, outputs: Tensor, name: str) -> Tensor:
     """Targets in the outputs' shape: never a silent broadcast of [n] against [n, 1]."""
-    if targets.numel() != outputs.numel() or targets.shape[:1] != outputs.shape[:1]:
+    sizes = [[n for n in x.shape[1:] if n != 1] for x in (targets, outputs)]
+    if sizes[0] != sizes[1] or targets.shape[:1] != outputs.shape[:1]:
         raise LossError(
             f"{name} expects targets of the outputs' size, got targets {tuple(targets.shape)} for "
             f"outputs {tuple(outputs.shape)}."

@@ -1,7 +1,8 @@
 """From what a user passes as a loss (name, torch criterion, function, callable) to a Loss."""
 
 import copy
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ NAMES: dict[str, Callable[[], Loss]] = {
     "smooth_hinge": SmoothHinge,
 }
 
-_FUNCTIONS: dict[Any, Callable[[], Loss]] = {
+_FUNCTIONS: dict[Any, Callable[..., Loss]] = {
     F.cross_entropy: CrossEntropy,
     F.binary_cross_entropy_with_logits: BinaryCrossEntropy,
     F.mse_loss: MeanSquaredError,
@@ -38,23 +39,23 @@ def _criterion(criterion: nn.Module) -> Loss:
             f"{type(criterion).__name__}(reduction='sum') trains on a sum, and the objective here "
             "is a mean. Divide l2 by the number of examples and pass reduction='mean'."
         )
-    if isinstance(criterion, nn.CrossEntropyLoss):
+    if type(criterion) is nn.CrossEntropyLoss:
         return CrossEntropy(
             weight=criterion.weight,
             label_smoothing=criterion.label_smoothing,
             ignore_index=criterion.ignore_index,
         )
-    if isinstance(criterion, nn.BCEWithLogitsLoss):
+    if type(criterion) is nn.BCEWithLogitsLoss:
         if criterion.weight is not None:
             raise LossError(
                 "BCEWithLogitsLoss(weight=...) rescales positions of one batch. Pass sample "
                 "weights with Data.of(..., weights=...), or a callable returning [n]."
             )
         return BinaryCrossEntropy(pos_weight=criterion.pos_weight)
-    if isinstance(criterion, nn.MSELoss):
+    if type(criterion) is nn.MSELoss:
         return MeanSquaredError()
-    if isinstance(criterion, _ELEMENTWISE):
-        each = copy.copy(criterion)
+    if type(criterion) in _ELEMENTWISE:
+        each: Any = copy.copy(criterion)
         each.reduction = "none"
 
         def elementwise(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -69,6 +70,18 @@ def _criterion(criterion: nn.Module) -> Loss:
         elementwise.__name__ = type(criterion).__name__
         return CustomLoss(elementwise)
     return CustomLoss(criterion)
+
+
+def _partial(loss: functools.partial[Any]) -> Loss:
+    """functools.partial(F.cross_entropy, ...): its settings belong to the objective too."""
+    settings = {key: value for key, value in loss.keywords.items() if key != "reduction"}
+    try:
+        return _FUNCTIONS[loss.func](*loss.args, **settings)
+    except TypeError as error:
+        raise LossError(
+            f"The settings {sorted(settings)} of {loss.func.__name__} cannot enter the objective "
+            f"({error}). Pass a torch criterion, or a callable returning [n]."
+        ) from error
 
 
 def resolve(loss: object) -> Loss:
@@ -89,8 +102,11 @@ def resolve(loss: object) -> Loss:
         return NAMES[loss]()
     if isinstance(loss, nn.Module):
         return _criterion(loss)
+    if isinstance(loss, functools.partial) and loss.func in _FUNCTIONS:
+        return _partial(loss)
     if callable(loss):
-        return _FUNCTIONS[loss]() if loss in _FUNCTIONS else CustomLoss(loss)
+        known = _FUNCTIONS.get(loss) if isinstance(loss, Hashable) else None
+        return CustomLoss(loss) if known is None else known()
     raise LossError(
         f"A loss is a name ({', '.join(NAMES)}), a torch criterion, or a callable of (outputs, "
         f"targets) returning [n]; got {type(loss).__name__}."

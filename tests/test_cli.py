@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from upweight.cli.app import main
+from upweight.methods import METHODS
 from upweight.scores import Scores
 from upweight.store import read_manifest
 
@@ -319,3 +320,9 @@ def test_the_examples_run(capsys):
     assert "One or seven?" in Path("out/report.html").read_text()
     runpy.run_path(str(EXAMPLES / "first_answer.py"))
     assert "slope = 1.0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_from_the_command_line(method, recipe):
+    assert main(["run", str(recipe), "--out", "out", "--method", method, "--removals", "3"]) == 0
+    assert read_manifest("out")["method"] == method

@@ -20,7 +20,7 @@ from upweight.answers import Validation
 from upweight.data import Data
 from upweight.errors import IndefiniteError, InputError, NotConvergedError
 from upweight.front import Influence
-from upweight.methods import Baseline
+from upweight.methods import Baseline, Method
 from upweight.recipe import Recipe
 from upweight.report import render
 from upweight.scores import Scores
@@ -136,8 +136,10 @@ class Study:
 
     @cached_property
     def audit(self) -> Table | None:
-        """Suspicious labels, worst first; None for a baseline, which has no self-influence."""
-        return None if self._baseline else self.influence.audit()
+        """Suspicious labels, worst first; None for a baseline or an ablation, which have none."""
+        method = self.influence.method
+        plain = isinstance(method, Method) and method.rescale is None
+        return self.influence.audit() if plain else None
 
     @property
     def _baseline(self) -> bool:
@@ -152,7 +154,11 @@ class Study:
     @property
     def notes(self) -> list[str]:
         """Why a part is missing."""
-        absent = [] if self.audit else ["No suspicious labels: a baseline has no self-influence."]
+        absent = (
+            []
+            if self.audit
+            else [f"No suspicious labels: {self.influence.method.name!r} has no self-influence."]
+        )
         return absent + ([f"Not proved by removal: {self._proved}"] if not self.proof else [])
 
     @cached_property

@@ -12,7 +12,12 @@ from tests.cases import CASES, LINEAR_CASES, as_reference
 from upweight import reference
 from upweight.data import Data
 from upweight.engine import MatrixSink, score
-from upweight.gradients import AutogradGradients, mixed_derivative, per_example
+from upweight.gradients import (
+    AutogradGradients,
+    FactoredGradients,
+    mixed_derivative,
+    per_example,
+)
 from upweight.objective import Objective
 from upweight.risk import Risk
 
@@ -451,3 +456,20 @@ def test_mixed_derivative_of_keyword_inputs():
     batch, _ = risk.at(torch.arange(3))
     rows = torch.randn(2, risk.objective.space.size).double()
     assert mixed_derivative(risk.objective, batch, rows).shape == (2, 3, 3)
+
+
+def test_no_dense_gradient_of_the_training_data_is_ever_formed(monkeypatch):
+    x, y = torch.randn(500, 4), torch.arange(500) % 3
+    formed = []
+    for kind in (FactoredGradients, AutogradGradients):
+        dense = kind.dense
+
+        def counted(self, dense=dense):
+            formed.append(self.count)
+            return dense(self)
+
+        monkeypatch.setattr(kind, "dense", counted)
+    for method in ("exact", "cg", "ggn", "no_hessian"):
+        uw.influence(nn.Linear(4, 3), (x, y), (x[:3], y[:3]), loss="cross_entropy", method=method,
+                     l2=0.1)  # fmt: skip
+    assert set(formed) == {3}

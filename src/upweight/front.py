@@ -138,7 +138,7 @@ class Influence:
     def _state(self) -> str:
         """Hash of the module: its layers, all parameters and buffers."""
         model = self.objective.model
-        return fingerprint([repr(model).replace("training", ""), model.state_dict()])
+        return fingerprint([repr(model), model.state_dict()])
 
     def _unchanged(self) -> None:
         """Refuse to mix what was computed with a model or a mode that came later."""

@@ -420,6 +420,19 @@ def test_sources_that_cannot_be_meant():
     assert Data.of((x, y), ids=np.array([f"r{i}" for i in range(30)], dtype=object)).ids[3] == "r3"
 
 
+@pytest.mark.parametrize("ids", [["a", 0, *range(2, 30)], np.zeros((30, 2), int), [0.5] * 30])
+def test_ids_that_cannot_be_meant(ids):
+    with pytest.raises(errors.DataError, match="whole numbers or text"):
+        Data.of(rows(), ids=ids)
+
+
+def test_distances_that_do_not_exist():
+    tokens = (torch.randint(5, (8, 2)), torch.arange(8) % 2)
+    model = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, 2)).double()
+    with pytest.raises(errors.InputError, match="no distance"):
+        values(model, tokens, query=tokens, method="euclidean")
+
+
 def test_a_group_counts_each_example_once():
     scores = uw.influence(nn.Linear(3, 2).double(), rows(), rows(2), loss="cross_entropy", l2=0.1)
     with pytest.raises(errors.DataError, match="twice"):

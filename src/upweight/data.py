@@ -133,6 +133,17 @@ def _source(source: Any) -> tuple[Source, int | None]:
     return Items(source, default_collate), None
 
 
+def _ids(ids: list[Any]) -> np.ndarray:
+    """Ids ``[N]``, all whole numbers or all text; never one turned into the other."""
+    kinds = {"text" if isinstance(key, str) else type(key).__name__ for key in ids}
+    names = np.asarray(ids)
+    if names.ndim != 1 or names.dtype.kind not in "iuUS" or ("text" in kinds and len(kinds) > 1):
+        raise DataError(
+            f"Ids must be whole numbers or text, one per row; got {', '.join(sorted(kinds))}."
+        )
+    return names
+
+
 def _is_array(value: Any) -> bool:
     return isinstance(value, (Tensor, np.ndarray)) and value.ndim > 0
 
@@ -206,9 +217,7 @@ class Data:
                 raise DataError("Data already has ids and weights. Pass the original source.")
             return source
         rows, suggested = _source(source)
-        names = np.arange(rows.length) if ids is None else np.asarray(list(ids))
-        if names.dtype.kind not in "iuUS":
-            raise DataError(f"Ids must be whole numbers or text, got {names.dtype}.")
+        names = np.arange(rows.length) if ids is None else _ids(list(ids))
         tensor = None if weights is None else to_tensor(weights).double().cpu()
         return cls(rows, names, tensor, batch_size=batch_size or suggested)
 

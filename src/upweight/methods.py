@@ -151,10 +151,17 @@ def _without_loss(objective: Objective, batch: Batch) -> Tensor:
 
 def _negative_distance(queries: Any, train: Any) -> Tensor:
     """−‖x_q − x_i‖ over all floating inputs."""
-    flat = [
-        torch.cat([x.flatten(1) for x in leaves(part) if x.is_floating_point()], dim=1)
-        for part in (queries, train)
-    ]
+    flat = []
+    for part in (queries, train):
+        floating = [x.flatten(1) for x in leaves(part) if x.is_floating_point()]
+        if not floating:
+            raise InputError("The inputs are integers (token ids?), which have no distance.")
+        flat.append(torch.cat(floating, dim=1))
+    if flat[0].shape[1] != flat[1].shape[1]:
+        raise InputError(
+            f"Queries of {flat[0].shape[1]} numbers and examples of {flat[1].shape[1]} have no "
+            "distance. Bring them to one size."
+        )
     return -torch.cdist(flat[0], flat[1])
 
 

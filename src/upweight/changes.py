@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,7 +56,7 @@ class Change:
 
 
 def _weighed(risk: Risk, data: Data, rows: Tensor, own: Tensor) -> Tensor:
-    """W · s_q·∇ℓ̃(z) / Σ w of examples in memory, ``[q, m]``, with the weight of *their* target.
+    """Products w · s_q·∇ℓ̃(z) / Σ w of examples in memory, ``[q, m]``; w is of *their* target.
 
     Args:
         risk: objective and training data.
@@ -149,10 +148,3 @@ def predict(
         meaning_of(objective, objective.measure),
         tuple(notes) if notes else (),
     )
-
-
-def positions_without(count: int, gone: Tensor) -> np.ndarray:
-    """All positions but some."""
-    kept = np.ones(count, dtype=bool)
-    kept[gone.numpy()] = False
-    return np.flatnonzero(kept)

@@ -40,6 +40,13 @@ class Sink(ABC):
         """Take the scores ``[q, b]`` of training rows start to start + b."""
 
 
+def _widened(values: Tensor) -> np.ndarray:
+    """Values as an array; half precision, of which NumPy lacks bfloat16, in single."""
+    known = values.dtype in (torch.float32, torch.float64)
+    array: np.ndarray = (values if known else values.float()).cpu().numpy()
+    return array
+
+
 @final
 class MatrixSink(Sink):
     """Keeps all scores in memory.
@@ -51,13 +58,11 @@ class MatrixSink(Sink):
     """
 
     def __init__(self, queries: int, examples: int, dtype: torch.dtype) -> None:
-        # NumPy has no bfloat16; half precision is widened.
-        wide = np.float64 if dtype == torch.float64 else np.float32
-        self.matrix = np.empty((queries, examples), dtype=wide)
+        self.matrix = np.empty((queries, examples), _widened(torch.empty(0, dtype=dtype)).dtype)
 
     def write(self, start: int, block: Tensor) -> None:
         """Copy the block into its columns."""
-        self.matrix[:, start : start + block.shape[1]] = block.cpu().to(torch.float64).numpy()
+        self.matrix[:, start : start + block.shape[1]] = _widened(block)
 
 
 def query_rows(objective: Objective, queries: Data, measure: Measure) -> Tensor:
@@ -143,5 +148,4 @@ def self_influence(risk: Risk, inverse: Inverse) -> np.ndarray:
     values = torch.cat(parts)
     if not bool(torch.isfinite(values).all()):
         raise NonFiniteError("A self-influence is not finite. Check the damping and the losses.")
-    wide = values if values.dtype == torch.float64 else values.float()
-    return wide.cpu().numpy()
+    return _widened(values)

@@ -211,7 +211,7 @@ class Influence:
             self.data.ids,
             shares=self._shares(),
             meaning=meaning_of(self.objective, asked),
-            provenance=self._provenance((data, asked), residual, caveats),
+            provenance=self._provenance(self._identity_of(data, asked), residual, caveats),
         )
 
     def _compare(self, baseline: Baseline, queries: Data) -> Scores:
@@ -228,7 +228,7 @@ class Influence:
             shares=self._shares(),
             meaning=changes.baseline_meaning(baseline),
             provenance=self._provenance(
-                (queries, baseline.name),
+                self._identity_of(queries, baseline.name),
                 torch.full((len(queries),), torch.nan),
                 ("a similarity, not a change on removal",),
             ),
@@ -237,16 +237,17 @@ class Influence:
     def _shares(self) -> np.ndarray:
         return (self.risk.weights / self.risk.total).numpy()
 
-    def _provenance(
-        self, asked: tuple[Data, Measure], residual: Tensor, caveats: tuple[str, ...]
-    ) -> Provenance:
-        queries, measure = asked
+    def _identity_of(self, queries: Data, measure: Measure) -> str:
+        """Hash of what was asked, of this model: what a run of scores belongs to."""
+        return fingerprint((self.identity, queries.fingerprint(), measure))
+
+    def _provenance(self, identity: str, residual: Tensor, caveats: tuple[str, ...]) -> Provenance:
         return Provenance(
             method=self.method.name,
             damping=self.damping,
             removal=self.objective.removal,
             coverage=self.objective.space.coverage,
-            identity=fingerprint((self.identity, queries.fingerprint(), measure)),
+            identity=identity,
             residual=residual.cpu().double().numpy(),
             caveats=caveats,
         )
@@ -354,9 +355,11 @@ class Influence:
         data = Data.of(queries)
         if scores is None:
             scores = self.explain(data)
-        validation.refuse_other(
-            scores, self._provenance((data, self.objective.measure), torch.zeros(1), ())
-        )
+        elif scores.provenance.identity != self._identity_of(data, self.objective.measure):
+            raise InputError(
+                "The scores belong to other queries, another measure, model or method. Pass those "
+                "of explain(queries), or leave them out."
+            )
         asked = validation.removals(scores, top, random, seed)
         if retrain is None:
             return validation.by_refit(self.risk, data, scores, asked)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from upweight.errors import ModelError
-from upweight.fingerprints import fingerprint
 
 __all__ = ["ParameterSpace", "Select"]
 
@@ -112,7 +111,3 @@ class ParameterSpace:
                 return name
             position -= shape.numel()
         raise IndexError(position)
-
-    def fingerprint(self) -> str:
-        """Hash of the current values."""
-        return fingerprint(self.values())

@@ -1,6 +1,7 @@
 """Run directories: complete or absent, never unpickled, never reused for another run."""
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -14,10 +15,32 @@ import numpy as np
 from upweight.errors import StoreError
 from upweight.tables import atomic_write
 
-__all__ = ["SCHEMA", "publish", "read_array", "read_manifest", "write_array", "write_manifest"]
+__all__ = [
+    "SCHEMA",
+    "plain",
+    "publish",
+    "read_array",
+    "read_manifest",
+    "write_array",
+    "write_manifest",
+]
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+
+
+def plain(value: Any) -> Any:
+    """JSON values: lists for tuples, None for what is not finite.
+
+    Example:
+        >>> plain({"a": (1, float("nan"))})
+        {'a': [1, None]}
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_manifest(directory: Path, content: Mapping[str, Any]) -> None:

@@ -1,8 +1,6 @@
 """A study: explain, audit and prove one recipe, and keep the result as a page and a directory."""
 
-import hashlib
 import json
-import math
 import platform
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,12 +17,13 @@ from upweight import __version__
 from upweight.answers import Validation
 from upweight.data import Data
 from upweight.errors import IndefiniteError, InputError, NotConvergedError
+from upweight.fingerprints import fingerprint
 from upweight.front import Influence
 from upweight.methods import Baseline, Method
 from upweight.recipe import Recipe
 from upweight.report import render
 from upweight.scores import Scores
-from upweight.store import publish, write_manifest
+from upweight.store import plain, publish, write_manifest
 from upweight.tables import Table, atomic_write
 
 __all__ = ["Study", "Wish", "summary", "versions", "write_page"]
@@ -123,7 +122,7 @@ class Study:
         """Hash of model, data, queries and settings: what a run directory belongs to."""
         of = (self.influence.identity, self.queries.fingerprint())
         settings = (self.wish.top, self.removals, self.wish.seed)
-        return hashlib.sha256(repr((*of, *settings)).encode()).hexdigest()[:16]
+        return fingerprint((*of, *settings))
 
     @cached_property
     def scores(self) -> Scores:
@@ -138,8 +137,8 @@ class Study:
     def audit(self) -> Table | None:
         """Suspicious labels, worst first; None for a baseline or an ablation, which have none."""
         method = self.influence.method
-        plain = isinstance(method, Method) and method.rescale is None
-        return self.influence.audit() if plain else None
+        has_audit = isinstance(method, Method) and method.rescale is None
+        return self.influence.audit() if has_audit else None
 
     @property
     def _baseline(self) -> bool:
@@ -175,10 +174,17 @@ class Study:
                 f"refits factorise a dense Hessian, and {size:,} parameters are more than "
                 f"{MOST_REFIT_PARAMETERS:,}. Use Influence.validate(retrain=...) in Python."
             )
-        shown = self.queries.take(torch.arange(min(len(self.queries), SHOWN_QUERIES), device="cpu"))
+        shown = self.queries
+        if len(shown) > SHOWN_QUERIES:
+            shown = shown.take(torch.arange(SHOWN_QUERIES, device="cpu"))
         try:
             return self.influence.validate(
-                shown, top=self.removals, random=self.removals, seed=self.wish.seed
+                shown,
+                top=self.removals,
+                random=self.removals,
+                seed=self.wish.seed,
+                # Where all queries are shown, their scores are there already.
+                scores=self.scores if shown is self.queries else None,
             )
         except (NotConvergedError, IndefiniteError) as error:
             return str(error)
@@ -221,7 +227,7 @@ class Study:
         """The model's part of the report's summary: plain values, None for what is not finite."""
         says = self.scores.summary()
         kept = ("sentence", "method", "damping", "worst_residual", "coverage", "removal")
-        plain: dict[str, Any] = _plain(
+        part: dict[str, Any] = plain(
             {
                 "name": self.name,
                 "facts": self.facts,
@@ -234,7 +240,7 @@ class Study:
                 "evidence": None if self.proof is None else _evidence(self.proof),
             }
         )
-        return plain
+        return part
 
     def _query_views(self) -> Iterator[dict[str, Any]]:
         objective = self.influence.objective
@@ -307,7 +313,7 @@ class Study:
         if self.proof is not None:
             self.proof.table().to_csv(directory / "validation.csv")
             evidence = {name: found.as_dict() for name, found in self.proof.agreements.items()}
-            content = {"truth": self.proof.truth, "agreements": _plain(evidence)}
+            content = {"truth": self.proof.truth, "agreements": plain(evidence)}
             text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
             atomic_write(directory / "validation.json", text.encode())
         manifest = {
@@ -321,7 +327,7 @@ class Study:
             "settings": {"top": self.wish.top, "removals": self.removals, "seed": self.wish.seed},
             "versions": versions(),
         }
-        write_manifest(directory, _plain(manifest))
+        write_manifest(directory, plain(manifest))
 
     def _top(self) -> Table:
         """The most helpful and most harmful examples of every query, in long form."""
@@ -388,12 +394,3 @@ def _evidence(proof: Validation) -> dict[str, Any]:
         ],
         "truth": proof.truth,
     }
-
-
-def _plain(value: Any) -> Any:
-    """JSON values: lists for tuples, None for what is not finite."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -3,7 +3,8 @@
 import csv
 import html
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
@@ -17,16 +18,12 @@ __all__ = ["Table", "atomic_write"]
 PRINTED_ROWS = 20
 
 
-def atomic_write(path: str | os.PathLike[str], data: bytes) -> Path:
-    """Write a file beside its place and rename it: complete or absent.
-
-    Raises:
-        StoreError: it cannot be written; nothing is left behind.
-    """
-    path = Path(path)
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A file beside its place that is renamed when it is whole, and removed when it is not."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_bytes(data)
+        yield part
         part.replace(path)
     except OSError as error:
         raise StoreError(
@@ -34,6 +31,17 @@ def atomic_write(path: str | os.PathLike[str], data: bytes) -> Path:
         ) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def atomic_write(path: str | os.PathLike[str], data: bytes) -> Path:
+    """Write a file beside its place and rename it: complete or absent.
+
+    Raises:
+        StoreError: it cannot be written; nothing is left behind.
+    """
+    path = Path(path)
+    with _beside(path) as part:
+        part.write_bytes(data)
     return path
 
 
@@ -116,20 +124,11 @@ class Table:
     def to_csv(self, path: str | os.PathLike[str]) -> Path:
         """Write a CSV file; the score's column name says what it means."""
         path = Path(path)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            with part.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file)
-                writer.writerow(self.columns)
-                values = (column.tolist() for column in self.columns.values())
-                writer.writerows(zip(*values, strict=True))
-            part.replace(path)
-        except OSError as error:
-            raise StoreError(
-                f"Cannot write {path}: {error.strerror}. Choose another place."
-            ) from error
-        finally:
-            part.unlink(missing_ok=True)
+        with _beside(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(self.columns)
+            values = (column.tolist() for column in self.columns.values())
+            writer.writerows(zip(*values, strict=True))
         return path
 
     def to_parquet(self, path: str | os.PathLike[str]) -> Path:

@@ -10,7 +10,6 @@ from torch import nn
 
 from upweight.answers import Validation
 from upweight.bars import track
-from upweight.changes import positions_without
 from upweight.curvature import curvature
 from upweight.data import Data
 from upweight.errors import InputError, NotConvergedError
@@ -18,9 +17,9 @@ from upweight.evaluation import agreement, refit
 from upweight.linalg import Cholesky
 from upweight.objective import Objective, refuse_train_mode
 from upweight.risk import Risk
-from upweight.scores import Provenance, Scores
+from upweight.scores import Scores
 
-__all__ = ["Removals", "by_refit", "by_retraining", "refuse_other", "removals"]
+__all__ = ["Removals", "by_refit", "by_retraining", "removals"]
 
 MOST, DRAWN = "most influential", "random"
 
@@ -45,8 +44,10 @@ def removals(scores: Scores, top: int, random: int, seed: int) -> Removals:
     Selection by size leaves a gap around zero that flatters r, so the random ones are shown beside.
 
     Raises:
-        InputError: more removals than examples, or fewer than three of a kind.
+        InputError: more removals than examples, or fewer than three of a kind, or similarities.
     """
+    if not scores.meaning.change:
+        raise InputError("Similarities predict no change, so there is nothing to validate.")
     count = scores.shape[1]
     if top + random > count or min(top, random) < 0 or any(0 < k < 3 for k in (top, random)):
         raise InputError(
@@ -61,17 +62,6 @@ def removals(scores: Scores, top: int, random: int, seed: int) -> Removals:
     return Removals(
         np.concatenate([most, drawn]), np.array([MOST] * len(most) + [DRAWN] * len(drawn))
     )
-
-
-def refuse_other(scores: Scores, wanted: Provenance) -> None:
-    """Raise InputError unless scores are those this model would give these queries."""
-    if not scores.meaning.change:
-        raise InputError("Similarities predict no change, so there is nothing to validate.")
-    if scores.provenance.identity != wanted.identity:
-        raise InputError(
-            "The scores belong to other queries, another measure, model or method. Pass those of "
-            "explain(queries), or leave them out."
-        )
 
 
 def _compare(
@@ -129,6 +119,11 @@ def by_refit(risk: Risk, queries: Data, scores: Scores, asked: Removals) -> Vali
     return _compare(queries, scores, asked, actual, truth)
 
 
+def _all_but(count: int, gone: int) -> np.ndarray:
+    """Positions ``[count − 1]`` without one."""
+    return np.delete(np.arange(count), gone)
+
+
 def by_retraining(
     objective: Objective,
     queries: Data,
@@ -152,7 +147,7 @@ def by_retraining(
 
     base = measure(retrain(np.arange(count)))
     changes = [
-        measure(retrain(positions_without(count, torch.tensor([gone])))) - base
+        measure(retrain(_all_but(count, gone))) - base
         for gone in track(asked.positions.tolist(), "retraining", len(asked.positions))
     ]
     truth = f"{len(changes)} retrainings by the given function"

@@ -1,6 +1,5 @@
 """``upweight demo``: two models of handwritten digits, from wrong labels to proof."""
 
-import hashlib
 from pathlib import Path
 
 from upweight import __version__
@@ -9,6 +8,7 @@ from upweight.cli.run import answer
 from upweight.cli.show import Clock, say, table
 from upweight.demo import MODELS, one_thread, split, study
 from upweight.evaluation import Agreement
+from upweight.fingerprints import fingerprint
 from upweight.store import publish, write_manifest
 from upweight.study import Study, summary, versions, write_page
 
@@ -25,7 +25,7 @@ def demo(place: Place, seed: int) -> int:
     """
     clock = Clock()
     out = place.out or Path("upweight-demo")
-    identity = hashlib.sha256(repr(("demo", __version__, seed)).encode()).hexdigest()[:16]
+    identity = fingerprint(("demo", __version__, seed))
     with one_thread(), publish(out, identity, replace=place.replace) as part:
         digits = split(seed)
         clock.say(

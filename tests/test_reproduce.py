@@ -1,92 +1,72 @@
-"""Small slices of the experiments on real data, and loaders that refuse what is not the data."""
+"""Small slices of the experiments on real data, and the page made from the stored results."""
 
-import gzip
-import hashlib
+import dataclasses
 
 import numpy as np
 import pytest
-import torch
 
-import upweight as uw
-from reproduce import datasets
-from reproduce.fig2_logistic import L2, trained
-from upweight.errors import DataError
+from reproduce import fig2_logistic
+from reproduce.experiment import RESULTS, Experiment, Findings, Steps, conduct
+from reproduce.page import PAGE, page, records
 
 
 @pytest.fixture(scope="module")
-def slice_of_mnist(data_folder):
+def figure_2(data_folder):
     del data_folder
-    digits = datasets.mnist()
-    x = torch.from_numpy(digits.train_x[5000:7000]).double()
-    y = torch.from_numpy(digits.train_y[5000:7000])
-    query = (torch.from_numpy(digits.test_x[[8]]).double(), torch.from_numpy(digits.test_y[[8]]))
-    seen = x.amax(0) > 0
-    x, query = x[:, seen][:, ::6], (query[0][:, seen][:, ::6], query[1])
-    return trained(x, y), (x, y), query
+    small = dataclasses.replace(fig2_logistic.Settings(), n=2000, stride=6, removals=40)
+    return fig2_logistic.run(small, Steps()).values
 
 
-def test_the_real_files_have_the_real_content(data_folder):
-    del data_folder
-    digits = datasets.mnist()
-    assert digits.train_x.shape == (60_000, 784)
-    assert np.bincount(digits.train_y).tolist() == [
-        5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949,
-    ]  # fmt: skip
-    assert digits.test_y[8] == 5
-
-
-def test_figure_2_on_a_slice(slice_of_mnist):
+def test_figure_2_on_a_slice(figure_2):
     """r and slope of exact scores against real refits, for influential and random removals."""
-    model, train, query = slice_of_mnist
-    inf = uw.Influence(model, train, loss="cross_entropy", l2=L2)
-    proof = inf.validate(query, top=40, random=40)
-    for found in proof.agreements.values():
-        assert found.r > 0.999
-        assert 0.97 < found.slope < 1.1
-    scores = inf.explain(query)
-    assert abs(scores.values.sum()) < 1e-6 * np.abs(scores.values).sum()
+    exact = figure_2["methods"]["exact"]
+    for found in exact["agreement"].values():
+        assert found["r"] > 0.999
+        assert 0.97 < found["slope"] < 1.1
+    assert abs(exact["sum_of_scores"]) < 1e-6
 
 
-def test_stochastic_scores_on_a_slice(slice_of_mnist):
-    model, train, query = slice_of_mnist
-    exact = uw.Influence(model, train, loss="cross_entropy", l2=L2).explain(query).values[0]
-    paper = uw.LiSSA(scale=25.0, depth=5000, repeats=10, batch_size=1, tail=0.0, seed=17)
-    found = {}
-    for name, solver in {"paper": paper, "default": uw.LiSSA(seed=17)}.items():
-        inf = uw.Influence(model, train, loss="cross_entropy", l2=L2, method=solver)
-        values = inf.explain(query, accept=True).values[0]
-        found[name] = np.corrcoef(values, exact)[0, 1]
-    assert found["paper"] > 0.98
-    assert found["default"] > max(0.995, found["paper"])
+def test_stochastic_scores_on_a_slice(figure_2):
+    found = {
+        name: one["agreement"]["most influential"]["r"] for name, one in figure_2["methods"].items()
+    }
+    assert found["lissa (25, 5000, 10)"] > 0.98
+    assert found["lissa (default)"] > max(0.995, found["lissa (25, 5000, 10)"])
 
 
-def packed(folder, content):
-    path = folder / "file.gz"
-    path.write_bytes(gzip.compress(content))
-    return path, hashlib.sha256(content).hexdigest()
+@dataclasses.dataclass(frozen=True)
+class Count:
+    n: int = 3
 
 
-def test_a_wrong_file_is_refused_with_both_checksums(tmp_path):
-    path, right = packed(tmp_path, b"right")
-    assert datasets._content(tmp_path, path.name, "unused", right) == b"right"
-    wrong = "0" * 64
-    with pytest.raises(DataError, match=f"file.gz.*{right}, expected {wrong}"):
-        datasets._content(tmp_path, path.name, "unused", wrong)
+def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    made = []
+
+    def run(settings, steps):
+        def step(i):
+            made.append(i)
+            if len(made) == 2:
+                raise KeyboardInterrupt
+            return {"square": i * i}
+
+        total = sum(int(steps.once(f"{i}", lambda i=i: step(i))["square"]) for i in range(3))
+        drawing, _ = fig2_logistic.panels(1)
+        return Findings({"total": total, "array": np.arange(2)}, [], [], drawing)
+
+    experiment = Experiment("counting", "Nowhere", "counts", Count(), run)
+    with pytest.raises(KeyboardInterrupt):
+        conduct(experiment, tmp_path)
+    record = conduct(experiment, tmp_path)
+    assert made == [0, 1, 1, 2]
+    assert record["values"]["total"] == 5
+    assert record["resumed"]
+    assert (tmp_path / "counting.png").stat().st_size > 1000
+    conduct(experiment, tmp_path)
+    assert made == [0, 1, 1, 2, 0, 1, 2]
 
 
-def test_a_truncated_file_is_refused_with_its_name(tmp_path):
-    path, right = packed(tmp_path, b"right" * 1000)
-    path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(DataError, match=r"file.gz is truncated"):
-        datasets._content(tmp_path, path.name, "unused", right)
-
-
-def test_a_missing_file_is_fetched_once_and_checked(tmp_path):
-    _, right = packed(tmp_path, b"right")
-    source = tmp_path.as_uri() + "/"
-    place = tmp_path / "cache"
-    assert datasets._content(place, "file.gz", source, right) == b"right"
-    assert (place / "file.gz").exists()
-    with pytest.raises(DataError, match="expected"):
-        datasets._content(tmp_path / "other", "file.gz", source, "0" * 64)
-    assert not (tmp_path / "other").exists()
+def test_the_page_is_what_the_stored_results_say():
+    assert PAGE.read_text() == page(records())
+    for record in records():
+        assert (RESULTS / f"{record['name']}.png").exists()

@@ -59,7 +59,9 @@ def only_error(capsys) -> str:
     return lines[0]
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["run"], ["doctor"], ["new"], ["methods"]])
+@pytest.mark.parametrize(
+    "command", [[], ["demo"], ["run"], ["doctor"], ["new"], ["export"], ["methods"]]
+)
 def test_help_is_quick_and_without_torch(command):
     code = (
         "import sys, time; from upweight.cli.app import main; "

@@ -16,7 +16,15 @@ from pathlib import Path
 from upweight.errors import DataError
 from upweight.tables import atomic_write
 
-__all__ = ["content", "folder", "members", "unpacked_gzip", "unpacked_tar", "unpacked_zip"]
+__all__ = [
+    "content",
+    "folder",
+    "joined",
+    "members",
+    "unpacked_gzip",
+    "unpacked_tar",
+    "unpacked_zip",
+]
 
 Unpack = Callable[[bytes], bytes]
 
@@ -34,7 +42,7 @@ def unpacked_gzip(packed: bytes) -> bytes:
     return gzip.decompress(packed)
 
 
-def _joined(parts: Mapping[str, bytes]) -> bytes:
+def joined(parts: Mapping[str, bytes]) -> bytes:
     """Names and contents in the order of the names: the same for every archive of the same files."""
     return b"".join(
         f"{name}\0{len(parts[name])}\0".encode() + parts[name] for name in sorted(parts)
@@ -55,14 +63,14 @@ def members(joined: bytes) -> dict[str, bytes]:
 def unpacked_zip(packed: bytes) -> bytes:
     """All files of a .zip archive; ``members`` takes them apart."""
     with zipfile.ZipFile(io.BytesIO(packed)) as archive:
-        return _joined({i.filename: archive.read(i) for i in archive.infolist() if not i.is_dir()})
+        return joined({i.filename: archive.read(i) for i in archive.infolist() if not i.is_dir()})
 
 
 def unpacked_tar(packed: bytes) -> bytes:
     """All files of a .tar.gz archive; ``members`` takes them apart."""
     with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
         files = [item for item in archive.getmembers() if item.isfile()]
-        return _joined({item.name: archive.extractfile(item).read() for item in files})
+        return joined({item.name: archive.extractfile(item).read() for item in files})
 
 
 def _verified(packed: bytes, name: str, expected: str, unpack: Unpack) -> bytes:

@@ -12,12 +12,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from upweight.answers import ParameterChange, Perturbation, Validation, WhatIf
+    from upweight.answers import (
+        GroupEffects,
+        L2Derivative,
+        ParameterChange,
+        Perturbation,
+        Validation,
+        WhatIf,
+    )
     from upweight.bars import progress
     from upweight.curvature import Sketch
     from upweight.data import Data
     from upweight.errors import UpweightError
-    from upweight.front import Influence, influence
+    from upweight.exports import influence_json
+    from upweight.front import Influence
     from upweight.linalg import CG, Cholesky, Eigen, LiSSA
     from upweight.losses import (
         BinaryCrossEntropy,
@@ -28,6 +36,7 @@ if TYPE_CHECKING:
     )
     from upweight.methods import METHODS, Baseline, Method
     from upweight.objective import Objective
+    from upweight.onecall import influence
     from upweight.plan import Plan
     from upweight.risk import Risk
     from upweight.scores import Scores
@@ -38,15 +47,24 @@ __version__ = "0.1.0"
 # Public names and where they live: looked up on first use, so that the command line starts
 # without importing torch.
 _HOMES = {
-    "answers": ("ParameterChange", "Perturbation", "Validation", "WhatIf"),
+    "answers": (
+        "GroupEffects",
+        "L2Derivative",
+        "ParameterChange",
+        "Perturbation",
+        "Validation",
+        "WhatIf",
+    ),
     "curvature": ("Sketch",),
     "data": ("Data",),
     "errors": ("UpweightError",),
-    "front": ("Influence", "influence"),
+    "exports": ("influence_json",),
+    "front": ("Influence",),
     "linalg": ("CG", "Cholesky", "Eigen", "LiSSA"),
     "losses": ("BinaryCrossEntropy", "CrossEntropy", "Hinge", "MeanSquaredError", "SmoothHinge"),
     "methods": ("METHODS", "Baseline", "Method"),
     "objective": ("Objective",),
+    "onecall": ("influence",),
     "plan": ("Plan",),
     "bars": ("progress",),
     "risk": ("Risk",),
@@ -63,8 +81,10 @@ __all__ = [
     "CrossEntropy",
     "Data",
     "Eigen",
+    "GroupEffects",
     "Hinge",
     "Influence",
+    "L2Derivative",
     "LiSSA",
     "MeanSquaredError",
     "Method",
@@ -82,6 +102,7 @@ __all__ = [
     "WhatIf",
     "__version__",
     "influence",
+    "influence_json",
     "progress",
 ]
 

@@ -13,7 +13,14 @@ from upweight.packages import require
 from upweight.parameters import ParameterSpace
 from upweight.tables import Table
 
-__all__ = ["ParameterChange", "Perturbation", "Validation", "WhatIf"]
+__all__ = [
+    "GroupEffects",
+    "L2Derivative",
+    "ParameterChange",
+    "Perturbation",
+    "Validation",
+    "WhatIf",
+]
 
 
 @final
@@ -177,3 +184,102 @@ class Validation:
         axes.set(xlabel=f"predicted {unit}", ylabel=f"actual {unit}")
         axes.legend()
         return axes
+
+
+@final
+@dataclass(frozen=True)
+class GroupEffects:
+    """Predicted change of queries' measures when each of some groups is removed as a whole.
+
+    Attributes:
+        query_ids: ``[q]``.
+        groups: names, ``[m]``.
+        sizes: examples in each group, ``[m]``.
+        first: sum of the group's scores, ``[q, m]``.
+        second: from a Newton step on the remaining data, ``[q, m]``; exact for quadratic losses.
+        meaning: measure and unit.
+    """
+
+    query_ids: np.ndarray
+    groups: np.ndarray
+    sizes: np.ndarray
+    first: np.ndarray
+    second: np.ndarray
+    meaning: Meaning
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How far the two orders are apart, which is how far to trust the first."""
+        gap, size = np.abs(self.first - self.second).sum(), np.abs(self.second).sum()
+        if not size > 0:
+            return ()
+        return (f"First order is off the second by {gap / size:.1%} of the predicted change.",)
+
+    def table(self) -> Table:
+        """One row per query and group."""
+        q, m = self.first.shape
+        columns = {
+            "query": np.repeat(self.query_ids, m),
+            "group": np.tile(self.groups, q),
+            "examples": np.tile(self.sizes, q),
+            "first_order": self.first.ravel(),
+            "second_order": self.second.ravel(),
+        }
+        name = self.meaning.measure
+        return Table(
+            columns, f"Predicted change of {name} ({self.meaning.unit}) if the group is removed."
+        )
+
+    def __repr__(self) -> str:
+        return "\n".join([repr(self.table()), *(f"note: {note}" for note in self.notes)])
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_() + "".join(f"<p>{note}</p>" for note in self.notes)
+
+
+@final
+@dataclass(frozen=True)
+class L2Derivative:
+    """Derivative of queries' measures in the L2 strength: measure's unit per unit of l2.
+
+    Attributes:
+        query_ids: ``[q]``.
+        blocks: names of the parameters, b of them.
+        patterns: of the stated l2 that governs each block; None where none does.
+        values: dm(q)/dλ_b, ``[q, b]``. Positive: more L2 on that block raises the measure.
+        meaning: measure and unit.
+    """
+
+    query_ids: np.ndarray
+    blocks: tuple[str, ...]
+    patterns: tuple[str | None, ...]
+    values: np.ndarray
+    meaning: Meaning
+
+    def by_pattern(self) -> dict[str, np.ndarray]:
+        """The derivative in each stated l2, ``[q]``, by its pattern ("*" for a single number)."""
+        stated = dict.fromkeys(pattern for pattern in self.patterns if pattern is not None)
+        return {
+            pattern: self.values[:, [own == pattern for own in self.patterns]].sum(1)
+            for pattern in stated
+        }
+
+    @property
+    def total(self) -> np.ndarray:
+        """The derivative when every stated l2 rises alike, ``[q]``."""
+        total: np.ndarray = self.values[:, [own is not None for own in self.patterns]].sum(1)
+        return total
+
+    def table(self) -> Table:
+        """One row per query: the total, then every block."""
+        by_block = dict(zip(self.blocks, self.values.T, strict=True))
+        return Table(
+            {"query": self.query_ids, "total": self.total, **by_block},
+            f"Derivative of {self.meaning.measure} in l2 ({self.meaning.unit} per unit of l2).",
+        )
+
+    def __repr__(self) -> str:
+        return repr(self.table())
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()

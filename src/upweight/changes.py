@@ -11,16 +11,10 @@ from upweight.answers import WhatIf
 from upweight.data import Data
 from upweight.errors import DataError
 from upweight.gradients import per_example
-from upweight.meaning import Meaning, meaning_of, removal_gradient_row, removal_score
-from upweight.methods import Baseline
+from upweight.meaning import meaning_of, removal_gradient_row, removal_score
 from upweight.risk import Risk
 
-__all__ = ["Change", "baseline_meaning", "predict"]
-
-
-def baseline_meaning(baseline: Baseline) -> Meaning:
-    """What a baseline's values say: a similarity, neither helpful nor harmful."""
-    return Meaning(f"{baseline.name}_similarity", baseline.unit, 0, change=False)
+__all__ = ["Change", "predict"]
 
 
 @final

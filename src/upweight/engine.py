@@ -1,7 +1,8 @@
 """The score engine: preconditioned queries meet each training batch once; blocks go to a sink."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import final
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from upweight.bars import track
 from upweight.data import Batch, Data
-from upweight.errors import NonFiniteError
+from upweight.errors import NonFiniteError, NotConvergedError
 from upweight.gradients import dense_gradients, per_example
 from upweight.linalg import Inverse
 from upweight.meaning import removal_gradient_row, removal_score
@@ -22,6 +23,9 @@ __all__ = [
     "Rescale",
     "Sink",
     "locate_nonfinite",
+    "located",
+    "query_batches",
+    "query_products",
     "query_rows",
     "score",
     "self_influence",
@@ -65,21 +69,43 @@ class MatrixSink(Sink):
         self.matrix[:, start : start + block.shape[1]] = _widened(block)
 
 
-def query_rows(objective: Objective, queries: Data, measure: Measure) -> Tensor:
-    """Gradients ``[q, p]`` of the measure of every query, checked.
+def query_batches(objective: Objective, queries: Data, measure: Measure) -> Iterator[Batch]:
+    """Placed batches of queries, checked.
 
     Raises:
         LossError, NonFiniteError: the measure is not per example, or not finite.
     """
     objective.probe(queries, measure, role="queries")
-    parts = []
     for batch in queries.batches(queries.batch_size or DEFAULT_BATCH):
         placed = objective.place(batch)
         if measure == "loss":
             objective.loss.check(
                 objective.outputs(objective.space.values(), placed), placed.targets
             )
-        parts.append(dense_gradients(objective, placed, measure))
+        yield placed
+
+
+def query_rows(objective: Objective, queries: Data, measure: Measure) -> Tensor:
+    """Gradients ``[q, p]`` of the measure of every query, checked.
+
+    Raises:
+        LossError, NonFiniteError: the measure is not per example, or not finite.
+    """
+    batches = query_batches(objective, queries, measure)
+    return torch.cat([dense_gradients(objective, batch, measure) for batch in batches])
+
+
+def query_products(objective: Objective, queries: Data, measure: Measure, rows: Tensor) -> Tensor:
+    """∇m(q) · rows, ``[q, m]``: how the measures move along directions ``[m, p]``.
+
+    Raises:
+        LossError, NonFiniteError: the measure is not per example, or not finite.
+    """
+    parts = []
+    for batch in query_batches(objective, queries, measure):
+        products = per_example(objective, batch, measure).dot(rows).T
+        require_finite(products, "The gradient product", batch)
+        parts.append(products)
     return torch.cat(parts)
 
 
@@ -95,6 +121,16 @@ def locate_nonfinite(risk: Risk) -> None:
         with torch.no_grad():
             require_finite(objective.losses(objective.space.values(), batch), "The loss", batch)
         dense_gradients(objective, batch)
+
+
+@contextmanager
+def located(risk: Risk) -> Iterator[None]:
+    """When the numbers fail inside, look for the batch and parameter that made them fail."""
+    try:
+        yield
+    except (NonFiniteError, NotConvergedError):
+        locate_nonfinite(risk)
+        raise
 
 
 def _batch_rows(risk: Risk) -> int:

@@ -1,7 +1,6 @@
 """The front: one object that explains, audits, predicts what-ifs and proves itself."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, final
 
@@ -9,24 +8,33 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from upweight import audits, changes, validation
-from upweight.answers import ParameterChange, Perturbation, Validation, WhatIf
-from upweight.bars import track
+from upweight import audits, baselines, changes, validation
+from upweight.answers import (
+    GroupEffects,
+    L2Derivative,
+    ParameterChange,
+    Perturbation,
+    Validation,
+    WhatIf,
+)
 from upweight.data import Data
-from upweight.engine import MatrixSink, locate_nonfinite, query_rows, score, self_influence
-from upweight.errors import InputError, ModelError, NonFiniteError, NotConvergedError
+from upweight.engine import MatrixSink, located, query_rows, score, self_influence
+from upweight.errors import InputError
 from upweight.fingerprints import fingerprint
 from upweight.gradients import dense_gradients, mixed_derivative
+from upweight.groups import Groups, effects
+from upweight.guard import Guard
+from upweight.l2 import derivative
 from upweight.linalg import Inverse, Status
 from upweight.meaning import meaning_of, removal_gradient_row
 from upweight.methods import Baseline, Method, resolve_method
-from upweight.objective import Measure, Objective, refuse_train_mode
+from upweight.objective import Measure, Objective
 from upweight.plan import Plan, make_plan
 from upweight.risk import Risk
 from upweight.scores import Provenance, Scores
 from upweight.tables import Table
 
-__all__ = ["Influence", "influence"]
+__all__ = ["Influence"]
 
 
 @final
@@ -78,7 +86,7 @@ class Influence:
         self.data = Data.of(train)
         self.damping = damping
         self._asked = method
-        self._fingerprint = self._state()
+        self._guard = Guard(self.objective.model)
 
     def __repr__(self) -> str:
         objective, name = self.objective, getattr(self._asked, "name", self._asked)
@@ -109,22 +117,17 @@ class Influence:
     @cached_property
     def inverse(self) -> Inverse:
         """(H + damping)⁻¹, prepared once."""
+        with located(self.risk):
+            return self._fitted().invert(self.risk, self.damping)
+
+    def _fitted(self) -> Method:
+        """The method, if it is one that inverts a curvature."""
         if isinstance(self.method, Baseline):
             raise InputError(
                 f"{self.method.name!r} is a baseline of similarities and inverts no curvature. "
                 "Use it with explain(), or choose another method."
             )
-        with self._located():
-            return self.method.invert(self.risk, self.damping)
-
-    @contextmanager
-    def _located(self) -> Iterator[None]:
-        """When the numbers fail, look for the batch and parameter that made them fail."""
-        try:
-            yield
-        except (NonFiniteError, NotConvergedError):
-            locate_nonfinite(self.risk)
-            raise
+        return self.method
 
     @cached_property
     def identity(self) -> str:
@@ -132,26 +135,8 @@ class Influence:
         objective = self.objective
         stated = (objective.loss, objective.removal, objective.measure, objective.l2)
         return fingerprint(
-            (self._fingerprint, self.data.fingerprint(), stated, self._asked, self.damping)
+            (self._guard.fingerprint, self.data.fingerprint(), stated, self._asked, self.damping)
         )
-
-    def _state(self) -> str:
-        """Hash of the module: its layers, all parameters and buffers."""
-        model = self.objective.model
-        return fingerprint([repr(model), model.state_dict()])
-
-    def _unchanged(self) -> None:
-        """Refuse to mix what was computed with a model or a mode that came later."""
-        refuse_train_mode(self.objective.model)
-        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-            raise InputError(
-                "Autocast is on, and derivatives in mixed precision are not those of the model. "
-                "Leave the autocast block for this call."
-            )
-        if self._state() != self._fingerprint:
-            raise ModelError(
-                "The model's parameters changed after this Influence was made. Make a new one."
-            )
 
     def plan(self, queries: Any) -> Plan:
         """Passes, seconds and memory per stage, from a timed probe, before anything runs.
@@ -159,7 +144,7 @@ class Influence:
         Raises:
             InputError: whatever would stop the run itself.
         """
-        self._unchanged()
+        self._guard.check()
         data = Data.of(queries)
         self.objective.probe(data, role="queries")
         return make_plan(self.risk, self.method, len(data))
@@ -169,7 +154,7 @@ class Influence:
     ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
         """Rows s_q = ∇m(q) H⁻¹ ``[q, p]``, their residuals ``[q]``, and caveats."""
         rows = query_rows(self.objective, queries, measure)
-        with self._located():
+        with located(self.risk):
             solution = self.inverse.solve(rows)
             if not accept:
                 solution.require()
@@ -197,13 +182,13 @@ class Influence:
         Raises:
             NotConvergedError, IndefiniteError: a solve failed.
         """
-        self._unchanged()
+        self._guard.check()
         asked, data = self.objective.measure if measure is None else measure, Data.of(queries)
         if isinstance(self.method, Baseline):
             return self._compare(self.method, data)
         rows, residual, caveats = self._precondition(data, asked, accept=accept)
         sink = MatrixSink(len(data), len(self.data), rows.dtype)
-        with self._located():
+        with located(self.risk):
             score(self.risk, rows, sink, self.method.rescale)
         return Scores(
             sink.matrix,
@@ -216,17 +201,12 @@ class Influence:
 
     def _compare(self, baseline: Baseline, queries: Data) -> Scores:
         """Similarities of a baseline in the layout of scores."""
-        sink = MatrixSink(len(queries), len(self.data), self.objective.space.dtype)
-        asked = self.objective.place(queries.rows())
-        for batch, _ in track(self.risk.batches(4096), baseline.name):
-            block = baseline.similarity(asked.inputs, batch.inputs)
-            sink.write(int(batch.positions[0]), block)
         return Scores(
-            sink.matrix,
+            baselines.compare(baseline, self.risk, queries),
             queries.ids,
             self.data.ids,
             shares=self._shares(),
-            meaning=changes.baseline_meaning(baseline),
+            meaning=baselines.meaning_of(baseline),
             provenance=self._provenance(
                 self._identity_of(queries, baseline.name),
                 torch.full((len(queries),), torch.nan),
@@ -257,9 +237,9 @@ class Influence:
 
         share_i ∇ℓ_i H⁻¹ ∇ℓ̃_i, without the N x N matrix. Large: memorised, unusual or mislabelled.
         """
-        self._unchanged()
+        self._guard.check()
         self._refuse_ablation()
-        with self._located():
+        with located(self.risk):
             return self_influence(self.risk, self.inverse)
 
     def audit(self) -> Table:
@@ -272,7 +252,7 @@ class Influence:
         Raises:
             DataError: an id is unknown.
         """
-        self._unchanged()
+        self._guard.check()
         positions = self.data.positions(ids)
         self._refuse_ablation()
         batch, share = self.risk.at(positions)
@@ -291,7 +271,7 @@ class Influence:
             DataError: an id is unknown.
             InputError: the inputs are integers.
         """
-        self._unchanged()
+        self._guard.check()
         data, positions = Data.of(queries), self.data.positions(ids)
         rows, _, _ = self._precondition(data, self.objective.measure, accept=accept)
         batch, share = self.risk.at(positions)
@@ -319,13 +299,65 @@ class Influence:
         Raises:
             DataError: an id is unknown, or named twice.
         """
-        self._unchanged()
+        self._guard.check()
         self._refuse_ablation()
         ids: Any = remove if isinstance(remove, (str, int)) else tuple(remove)
         change = changes.Change(ids, relabel or {}, reweight or {}, replace or {})
         data = Data.of(on)
         rows, _, caveats = self._precondition(data, self.objective.measure, accept=False)
         return changes.predict(self.risk, change, data, rows, caveats)
+
+    def group_effects(
+        self, groups: Any, *, on: Any, measure: Measure | None = None
+    ) -> GroupEffects:
+        """Predicted change of queries' measures if whole groups are removed, each by itself.
+
+        To first order (the sum of the scores), and by a Newton step on the remaining data, with
+        the measure evaluated there: exact for quadratic objectives such as ridge. The step costs
+        one curvature of the remaining data per group. See Koh et al. (2019), ``groups.py``.
+
+        Args:
+            groups: a list of lists of ids, or a mapping of names to them.
+            on: queries.
+            measure: what is asked of a query; the objective's own by default.
+
+        Raises:
+            DataError: an id is unknown or named twice, a group is empty or is all of the data.
+            InputError: the method fits no curvature to data.
+            NotConvergedError, IndefiniteError: a solve failed.
+        """
+        self._guard.check()
+        self._refuse_ablation()
+        method, data = self._fitted().require_fit(), Data.of(on)
+        with located(self.risk):
+            return effects(
+                self.risk,
+                Groups.of(self.data, groups),
+                data,
+                measure=self.objective.measure if measure is None else measure,
+                inverse=self.inverse,
+                newton=lambda rest, growth: method.invert(rest, self.damping * growth),
+            )
+
+    def l2_derivative(self, queries: Any, *, measure: Measure | None = None) -> L2Derivative:
+        """Derivative of each query's measure in l2, by implicit differentiation.
+
+        dm(q)/dλ_b = −∇m(q) (H + damping)⁻¹ θ_b of every parameter block b, in the measure's unit
+        per unit of l2. Its mean over a validation set is the gradient for choosing l2.
+
+        Args:
+            queries: like ``train``; inputs with targets.
+            measure: what is asked of a query; the objective's own by default.
+
+        Raises:
+            InputError: the method inverts no curvature.
+            NotConvergedError, IndefiniteError: a solve failed.
+        """
+        self._guard.check()
+        self._refuse_ablation()
+        asked = self.objective.measure if measure is None else measure
+        with located(self.risk):
+            return derivative(self.objective, self.inverse, Data.of(queries), measure=asked)
 
     def validate(
         self,
@@ -364,31 +396,3 @@ class Influence:
         if retrain is None:
             return validation.by_refit(self.risk, data, scores, asked)
         return validation.by_retraining(self.objective, data, scores, (asked, retrain))
-
-
-def influence(
-    model: nn.Module | Objective,
-    train: Any,
-    queries: Any,
-    *,
-    loss: object = None,
-    l2: float | Mapping[str, float] = 0.0,
-    method: object = "exact",
-) -> Scores:
-    """Scores in one call: ``Influence(model, train, ...).explain(queries)``.
-
-    Args:
-        model: a trained module or an Objective.
-        train: its training data.
-        queries: what to explain.
-        loss: as in Influence.
-        l2: as in Influence.
-        method: as in Influence.
-
-    Example:
-        >>> import torch
-        >>> x, y = torch.randn(20, 3), torch.arange(20) % 2
-        >>> influence(nn.Linear(3, 2), (x, y), (x[:2], y[:2]), loss="cross_entropy", l2=0.1).shape
-        (2, 20)
-    """
-    return Influence(model, train, loss=loss, l2=l2, method=method).explain(queries)

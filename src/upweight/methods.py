@@ -54,13 +54,31 @@ class Method:
     solver: Solver | None = None
     rescale: Rescale | None = None
 
+    @property
+    def fits(self) -> bool:
+        """Whether it makes a curvature of given data, and is not an identity or a ready inverse."""
+        return self.solver is not None and not isinstance(self.solver, GivenInverse)
+
+    def require_fit(self) -> "Method":
+        """The method itself, if it makes a curvature of given data.
+
+        Raises:
+            InputError: it does not.
+        """
+        if not self.fits:
+            raise InputError(
+                f"{self.name!r} makes no curvature of the remaining data. Use 'exact' or 'cg', or "
+                "whatif(remove=...) for first order."
+            )
+        return self
+
     def invert(self, risk: Risk, damping: float) -> Inverse:
         """(H + damping)⁻¹, or the identity.
 
         Raises:
             InputError: damping is asked of a method that has no curvature to add it to.
         """
-        if damping and (self.solver is None or isinstance(self.solver, GivenInverse)):
+        if damping and not self.fits:
             raise InputError(
                 f"The method {self.name!r} has no curvature of its own, so damping={damping:g} "
                 "would be ignored. Leave it out, or put it into the inverse you pass."

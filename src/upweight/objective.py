@@ -97,7 +97,9 @@ class Objective:
         self.loss: Loss = resolve(loss)
         self.removal: Removal = removal
         self.space = ParameterSpace(model, parameters)
-        self.l2 = self._l2_row(l2)
+        stated = l2 if isinstance(l2, Mapping) else {"*": l2}
+        self.l2_patterns = self._l2_patterns(stated)
+        self.l2 = self._l2_row(stated)
         self.measure = check_measure(measure)
 
     def on(self, model: nn.Module) -> "Objective":
@@ -113,10 +115,15 @@ class Objective:
         twin.l2 = self.l2.double()
         return twin
 
-    def _l2_row(self, l2: float | Mapping[str, float]) -> Tensor:
-        """λ of every position of the parameter row, ``[p]``."""
-        table = l2 if isinstance(l2, Mapping) else {"*": l2}
-        for pattern, value in table.items():
+    def with_l2(self, row: Tensor) -> "Objective":
+        """The same objective of the same module with another λ of every parameter, ``[p]``."""
+        twin = copy.copy(self)
+        twin.l2 = row
+        return twin
+
+    def _l2_patterns(self, stated: Mapping[str, float]) -> dict[str, str | None]:
+        """The first stated pattern that matches each block, or None; refuses what cannot be."""
+        for pattern, value in stated.items():
             if not (isinstance(value, (int, float)) and 0 <= value < float("inf")):
                 raise InputError(f"l2 must be a finite number ≥ 0, got {value!r}.")
             if not any(fnmatchcase(name, pattern) for name in self.space.shapes):
@@ -124,11 +131,19 @@ class Objective:
                     f"The l2 pattern {pattern!r} matches no chosen parameter. "
                     f"They are: {', '.join(self.space.shapes)}."
                 )
+        return {
+            name: next((pattern for pattern in stated if fnmatchcase(name, pattern)), None)
+            for name in self.space.shapes
+        }
+
+    def _l2_row(self, stated: Mapping[str, float]) -> Tensor:
+        """λ of every position of the parameter row, ``[p]``."""
         blocks = {}
         for name, shape in self.space.shapes.items():
-            found = [value for pattern, value in table.items() if fnmatchcase(name, pattern)]
+            pattern = self.l2_patterns[name]
+            value = 0.0 if pattern is None else stated[pattern]
             blocks[name] = torch.full(
-                shape, found[0] if found else 0.0, dtype=self.space.dtype, device=self.space.device
+                shape, value, dtype=self.space.dtype, device=self.space.device
             )
         return self.space.flatten(blocks)
 

@@ -27,6 +27,8 @@ __all__ = [
     "gauss_newton",
     "gradient",
     "hessian",
+    "l2_derivative",
+    "newton_step",
     "perturbation",
     "ridge",
     "ridge_leave_one_out",
@@ -134,6 +136,36 @@ def scores(problem: Problem, theta: Tensor, matrix: Tensor, measures: list[Scala
         for q, measure in enumerate(measures):
             table[q, i] = share * gradient(measure, theta) @ inverse @ g
     return table
+
+
+def newton_step(problem: Problem, theta: Tensor, removed: list[int], damping: float) -> Tensor:
+    """Δθ = (∇²R_rest + damping)⁻¹ g when a group leaves, ``[p]``; ∇R(θ) counts as zero.
+
+    −∇R_rest is then what the group pulled with, g = Σ share_i (∇ℓ_i + [inside] λθ), over the share
+    that is left where the rest is averaged anew.
+    """
+    rest = problem.without(removed)
+    pull = torch.zeros_like(theta)
+    for i in removed:
+        g = gradient(partial(_losses, problem, i), theta)
+        pull = pull + problem.shares[i] * (g + problem.l2 * theta if problem.l2_inside else g)
+    left = 1 - problem.shares[removed].sum() if problem.l2_inside else 1.0
+    matrix = hessian(rest, theta) + damping * torch.eye(len(theta), dtype=theta.dtype)
+    step: Tensor = torch.linalg.solve(matrix, pull / left)
+    return step
+
+
+def l2_derivative(theta: Tensor, matrix: Tensor, block: Tensor, measures: list[Scalar]) -> Tensor:
+    """dm_q/dλ of the λ on a block of parameters: −∇m_q(θ) A⁻¹ (block · θ), ``[q]``.
+
+    Args:
+        theta: a minimiser, ``[p]``.
+        matrix: curvature A there, ``[p, p]``.
+        block: 1 on the block and 0 elsewhere, ``[p]``.
+        measures: θ -> scalar.
+    """
+    moved = -torch.linalg.solve(matrix, block * theta)
+    return torch.stack([gradient(measure, theta) @ moved for measure in measures])
 
 
 def perturbation(

@@ -164,7 +164,8 @@ class Scores:
     def group(self, examples: Sequence[Any]) -> np.ndarray:
         """Predicted change ``[q]`` if all these examples are removed: the sum of their scores.
 
-        First order: examples that stand in for each other make the true change larger.
+        First order: examples that stand in for each other make the true change larger;
+        ``Influence.group_effects`` has the second order.
 
         Raises:
             DataError: an example is unknown, or named twice.

@@ -13,7 +13,7 @@ from upweight.bars import track
 from upweight.curvature import curvature
 from upweight.data import Data
 from upweight.errors import InputError, NotConvergedError
-from upweight.evaluation import agreement, refit
+from upweight.evaluation import Edit, agreement, refit
 from upweight.linalg import Cholesky
 from upweight.objective import Objective, refuse_train_mode
 from upweight.risk import Risk
@@ -97,7 +97,7 @@ def by_refit(risk: Risk, queries: Data, scores: Scores, asked: Removals) -> Vali
     twin = Risk(risk.objective.in_double(), risk.data)
     inverse = Cholesky().init(curvature("hessian", twin))
     gone = [torch.tensor([], dtype=torch.long), *torch.from_numpy(asked.positions)[:, None]]
-    fits = refit(twin, inverse, gone)
+    fits = refit(twin, inverse, [Edit(positions) for positions in gone])
     if not bool(fits.met[0]):
         raise NotConvergedError(
             "The full objective could not be brought to its minimum from where the model stands "

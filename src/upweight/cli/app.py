@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 
 from upweight import __version__
 from upweight.cli.options import Asked, Place
@@ -88,6 +88,25 @@ def doctor(recipe: Path | None = None, /) -> int:
         recipe: Checked for determinism, coverage, and whether its model is at a minimum.
     """
     return int(_work("doctor").doctor(recipe))
+
+
+@app.command
+def export(
+    directory: Path,
+    /,
+    *,
+    out: Path = Path("influence_results.json"),
+    layout: Annotated[Literal["ptif"], Parameter(name="--format")] = "ptif",
+) -> int:
+    """Write the scores of a run for programs that read another library's files.
+
+    Args:
+        directory: A run directory.
+        out: The file to write.
+        layout: ptif: JSON as pytorch_influence_functions writes it, with its lists of helpful and
+            harmful examples the right way round.
+    """
+    return int(_work("export").export(directory, out, layout))
 
 
 @app.command

@@ -32,13 +32,16 @@ def _with_input(batch: Batch, key: Any, value: Tensor) -> Batch:
     return replace(batch, inputs=(*batch.inputs[:key], value, *batch.inputs[key + 1 :]))
 
 
-def mixed_derivative(objective: Objective, batch: Batch, rows: Tensor) -> Tensor:
+def mixed_derivative(
+    objective: Objective, batch: Batch, rows: Tensor, *, at: Tensor | None = None
+) -> Tensor:
     """∇_{x_i} (s_q · ∇_θ ℓ(x_i, y_i)) for all rows and all examples of a batch.
 
     Args:
         objective: the model and its loss.
         batch: n placed examples; the derivative is in their first floating input.
         rows: s, ``[q, p]``.
+        at: θ, ``[p]``; the model's own parameters by default.
 
     Returns:
         ``[q, n, *shape of x]``.
@@ -47,7 +50,7 @@ def mixed_derivative(objective: Objective, batch: Batch, rows: Tensor) -> Tensor
         InputError: no input is floating.
     """
     key = _floating(batch)
-    x, row = batch.inputs[key], objective.space.row()
+    x, row = batch.inputs[key], objective.space.row() if at is None else at
 
     def product(value: Tensor, direction: Tensor) -> Tensor:
         changed = _with_input(batch, key, value)

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.func import grad
 
 from upweight.data import Batch
-from upweight.gradients.autograd import map_rows
+from upweight.gradients.autograd import map_rows, math_attention
 from upweight.gradients.linear import linear_form, residual
 from upweight.gradients.values import join_blocks
 from upweight.objective import Measure, Objective
@@ -53,5 +53,5 @@ def stacked_gradient(objective: Objective, batch: Batch, rows: Tensor, weights: 
 def stacked_measure(objective: Objective, batch: Batch, rows: Tensor, measure: Measure) -> Tensor:
     """The measure ``[m, q]`` of a batch of queries under models with parameters ``[m, p]``."""
     measured = objective.measured(measure)
-    with torch.no_grad():
+    with torch.no_grad(), math_attention():
         return map_rows(lambda row: measured(objective.space.unflatten(row), batch), rows)

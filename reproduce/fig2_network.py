@@ -33,7 +33,7 @@ from upweight.linalg import CG
 from upweight.risk import Risk
 
 KINDS = ("most influential", "random")
-SAFE = (0.01, 0.03, 0.1, 0.3)
+SAFE = (0.01, 0.03, 0.1, 0.3, 1.0)
 DAMPINGS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 PAPER_R, RELEASED_R = 0.86, 0.875
 
@@ -81,7 +81,7 @@ def _hessian_scores(risk: Risk, ggn: Tensor, query: Any) -> dict[str, Any]:
         inf = uw.Influence(risk.objective, train, method=solver, damping=damping)
         try:
             scores = inf.explain((images[:1], labels[:1]))
-        except uw.errors.NotConvergedError as error:
+        except (uw.errors.IndefiniteError, uw.errors.NotConvergedError) as error:
             print(f"Hessian + {damping:g}: {error}", flush=True)
             refused.append(damping)
         else:

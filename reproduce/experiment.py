@@ -25,6 +25,7 @@ __all__ = ["RESULTS", "Claim", "Experiment", "Findings", "Steps", "conduct", "ma
 
 RESULTS = Path(__file__).parent / "results"
 Verdict = Literal["met", "surpassed", "missed"]
+TOOK = "seconds of this step"
 
 
 @dataclass(frozen=True)
@@ -83,27 +84,46 @@ class Experiment:
 
 
 @dataclass(frozen=True)
+class Clock:
+    """Runs from when it is made."""
+
+    wall: float = field(default_factory=time.perf_counter)
+    cpu: float = field(default_factory=time.process_time)
+
+    def read(self) -> tuple[float, float]:
+        """Seconds since then: on the wall, and of all processors."""
+        return time.perf_counter() - self.wall, time.process_time() - self.cpu
+
+
+@dataclass(frozen=True)
 class Steps:
     """Results of finished steps on disk, so that a killed run goes on where it was.
 
     A step is named by the caller; the folder is named by a hash of settings and code, so that
-    nothing stale is ever read. Without a folder nothing is kept.
+    nothing stale is ever read. Without a folder nothing is kept. The time of steps that an earlier
+    run finished is remembered with them.
     """
 
     folder: Path | None = None
+    before: list[tuple[float, float]] = field(default_factory=list)
 
     def once(self, name: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, np.ndarray]:
         """The arrays of a step: read if it was finished, else made and kept."""
         if self.folder is None:
             return {key: np.asarray(value) for key, value in make().items()}
-        path = self.folder / f"{name}.npz"
-        if not path.exists():
-            buffer = io.BytesIO()
-            np.savez(buffer, **{key: np.asarray(value) for key, value in make().items()})
-            path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(path, buffer.getvalue())
-        with np.load(path, allow_pickle=False) as stored:
-            return dict(stored)
+        path, clock = self.folder / f"{name}.npz", Clock()
+        if path.exists():
+            with np.load(path, allow_pickle=False) as stored:
+                arrays = dict(stored)
+            wall, cpu = arrays.pop(TOOK)
+            self.before.append((float(wall), float(cpu)))
+            return arrays
+        arrays = {key: np.asarray(value) for key, value in make().items()}
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays, **{TOOK: np.array(clock.read())})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, buffer.getvalue())
+        return arrays
 
 
 def _code() -> str:
@@ -132,18 +152,6 @@ def _plain(value: Any) -> Any:
     return float(f"{value:.9g}") if isinstance(value, float) else value
 
 
-@dataclass
-class _Clock:
-    wall: float = field(default_factory=time.perf_counter)
-    cpu: float = field(default_factory=time.process_time)
-
-    def read(self) -> dict[str, float]:
-        return {
-            "wall_seconds": round(time.perf_counter() - self.wall, 1),
-            "cpu_seconds": round(time.process_time() - self.cpu, 1),
-        }
-
-
 def conduct(experiment: Experiment, out: Path = RESULTS, *, fresh: bool = False) -> dict[str, Any]:
     """Run an experiment, store ``NAME.json`` and ``NAME.png``, and return the record.
 
@@ -152,12 +160,13 @@ def conduct(experiment: Experiment, out: Path = RESULTS, *, fresh: bool = False)
         out: folder of the results.
         fresh: forget finished steps of an interrupted run.
     """
-    steps, clock = _steps(experiment, experiment.settings), _Clock()
+    steps, clock = _steps(experiment, experiment.settings), Clock()
     assert steps.folder is not None
     if fresh and steps.folder.exists():
         shutil.rmtree(steps.folder)
     resumed = steps.folder.exists()
     found = experiment.run(experiment.settings, steps)
+    wall, cpu = (sum(part) for part in zip(clock.read(), *steps.before, strict=True))
     record = {
         "name": experiment.name,
         "where": experiment.where,
@@ -169,7 +178,8 @@ def conduct(experiment: Experiment, out: Path = RESULTS, *, fresh: bool = False)
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        **clock.read(),
+        "wall_seconds": round(wall, 1),
+        "cpu_seconds": round(cpu, 1),
         "resumed": resumed,
         "claims": [asdict(claim) for claim in found.claims],
         "notes": found.notes,

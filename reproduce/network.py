@@ -20,7 +20,7 @@ __all__ = [
     "value_and_slope",
 ]
 
-SETTLED, MOST_STEPS = 1e-3, 12
+SETTLED, MOST_STEPS = 1e-2, 12
 LAYERS = ((1, 8, 3, 1), (8, 8, 3, 2), (8, 8, 3, 1), (8, 8, 3, 2), (8, 8, 3, 1), (8, 10, 1, 1))
 
 

@@ -36,10 +36,10 @@ format: .venv/dev  ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 
 reproduce: .venv/dev  ## The paper but for its long experiments (half an hour; needs data), and docs/paper.md
-	$(BIN)/python -m reproduce quick
+	$(BIN)/python -m reproduce quick --jobs 2
 
 reproduce-all: .venv/dev  ## The long ones too: network retraining and attacks (hours; a killed run goes on)
-	$(BIN)/python -m reproduce all
+	$(BIN)/python -m reproduce all --jobs 2
 
 bench: .venv/dev  ## Cost and error against exact scores, with the peers of `make peers`
 	$(BIN)/python -m benchmarks.harness softmax

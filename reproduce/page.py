@@ -1,6 +1,5 @@
 """docs/paper.md: one table of paper / ours / verdict, and a section with a figure for each run."""
 
-import argparse
 import json
 import os
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from typing import Any
 from reproduce.experiment import RESULTS
 from upweight.tables import atomic_write
 
-__all__ = ["EXPERIMENTS", "PAGE", "page"]
+__all__ = ["EXPERIMENTS", "PAGE", "page", "records", "write"]
 
 PAGE = Path(__file__).parent.parent / "docs" / "paper.md"
 # In the paper's order; what is beyond the paper comes last.
@@ -101,14 +100,7 @@ def page(found: Sequence[dict[str, Any]], beside: str = "../reproduce/results") 
     return "\n".join(lines).rstrip() + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=PAGE)
-    asked = parser.parse_args()
-    beside = os.path.relpath(RESULTS, asked.out.parent)
-    atomic_write(asked.out, page(records(), beside).encode())
-    print(os.path.relpath(asked.out))
-
-
-if __name__ == "__main__":
-    main()
+def write(out: Path = PAGE) -> None:
+    """Make the page anew from the stored results."""
+    atomic_write(out, page(records(), os.path.relpath(RESULTS, out.parent)).encode())
+    print(os.path.relpath(out))

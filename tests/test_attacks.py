@@ -7,7 +7,7 @@ from torch import nn
 
 import upweight as uw
 from upweight.attacks import Attempt, Box, attack, retrained, vulnerability
-from upweight.errors import DataError, InputError, NotConvergedError
+from upweight.errors import DataError, InputError, ModelError, NotConvergedError
 
 L2 = 0.01
 
@@ -151,6 +151,11 @@ def test_what_cannot_be_attacked_is_refused(task):
         attack(inf, extractor, [Attempt([1, 2], raw[[1]], queries)], box=box)
     with pytest.raises(DataError, match="each id once"):
         attack(inf, extractor, [Attempt([1, 1], raw[[1, 1]], queries)], box=box)
+    with pytest.raises(InputError, match="floating numbers"):
+        attack(inf, extractor, [Attempt([1], raw[[1]].int(), queries)], box=box)
+    random = nn.Sequential(extractor, nn.Dropout(0.5)).train()
+    with pytest.raises(ModelError, match="eval"):
+        attack(inf, random, [Attempt([1], raw[[1]], queries)], box=box)
     with pytest.raises(InputError, match="step ≤ radius"):
         Box(0.5, 1.0, 0, 255)
     early = nn.Linear(12, 1, bias=False).double()

@@ -22,6 +22,7 @@ from upweight.evaluation import Edit, refit
 from upweight.front import Influence
 from upweight.gradients import mixed_derivative, stacked_gradient
 from upweight.linalg import Cholesky, Inverse
+from upweight.objective import refuse_train_mode
 from upweight.risk import Risk
 from upweight.tables import Table
 
@@ -132,6 +133,7 @@ class _Bench:
     """The head in float64, ready to be retrained on changed examples."""
 
     def __init__(self, inf: Influence, extractor: nn.Module) -> None:
+        refuse_train_mode(extractor)
         self.extractor, self.data = extractor, inf.data
         self.risk = Risk(inf.objective.in_double(), inf.data)
         self.objective = self.risk.objective
@@ -147,6 +149,11 @@ class _Bench:
     def trial(self, attempt: Attempt) -> _Trial:
         """An attempt with its examples looked up."""
         positions = self.data.positions(attempt.ids)
+        if not attempt.inputs.is_floating_point():
+            raise InputError(
+                f"The inputs are {attempt.inputs.dtype}, which cannot move a little. Give them as "
+                "floating numbers, levels of 8 bits as .float()."
+            )
         if len(attempt.inputs) != len(positions) or len(positions.unique()) < len(positions):
             raise DataError(
                 f"{len(attempt.inputs)} inputs for the ids {list(attempt.ids)}: give one input for "
@@ -241,11 +248,12 @@ def attack(
         rounds: at most.
 
     Raises:
-        InputError: the extractor does not give the head's features.
+        InputError: the extractor does not give the head's features, or the inputs are integers.
+        ModelError: the extractor is in train mode and random or batch-coupled there.
         NotConvergedError: the head is not at its minimum, or a retraining failed.
 
-    Source: Koh & Liang (2017), section 5.2. ∇m and ∇_x∇_θ ℓ are those of the retrained head, H is
-    that of the clean one.
+    ∇m and ∇_x∇_θ ℓ are those of the retrained head, H (dense, in float64) is that of the clean
+    one; m is the mean loss of the attempt's queries. Source: Koh & Liang (2017), section 5.2.
 
     Example:
         >>> x = torch.randn(40, 5, generator=torch.Generator().manual_seed(0)).double()

@@ -70,4 +70,5 @@ class RBFFeatures(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Features ``[n, landmarks]`` of inputs ``[n, ...]``."""
         kernel = self._kernel(x.flatten(1))
-        return torch.linalg.solve_triangular(self.factor, kernel, upper=False).T
+        rows: Tensor = torch.linalg.solve_triangular(self.factor, kernel, upper=False).T
+        return rows

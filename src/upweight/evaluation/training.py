@@ -98,7 +98,7 @@ def kept_shares(risk: Risk, positions: Tensor, removals: Sequence[Tensor]) -> Te
 
 
 def copies_gradient(
-    objective: Objective, batch: Batch, rows: Tensor, weights: Tensor, *, piece: Piece = PIECE
+    objective: Objective, batch: Batch, rows: Tensor, *, weights: Tensor, piece: Piece = PIECE
 ) -> Tensor:
     """Σ_i weight[m, i] ∇ℓ_i(θ_m) for copies θ_m, without L2, ``[m, p]``.
 
@@ -164,6 +164,6 @@ def train_copies(
         batch, _ = risk.at(positions)
         shares = kept_shares(risk, positions, removals)
         rows = copies.rows.to(objective.space.dtype)
-        slopes = copies_gradient(objective, batch, rows, shares, piece=piece)
+        slopes = copies_gradient(objective, batch, rows, weights=shares, piece=piece)
         copies = rule.step(copies, slopes.to(copies.rows) + copies.rows * objective.l2, lr)
     return copies

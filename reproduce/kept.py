@@ -1,7 +1,7 @@
 """Long trainings in steps that are kept: one model, many copies of it, refits."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,40 +11,14 @@ from torch import Tensor
 
 from reproduce.experiment import Steps
 from reproduce.network import refitted
-from upweight.evaluation.training import Copies, train_copies
+from upweight.evaluation.training import Copies, kept_shares, train_copies
 from upweight.linalg import CholeskyInverse
 from upweight.risk import Risk
 
-__all__ = ["Progress", "Timed", "left_out", "minibatches", "refits", "retrained", "trained"]
+__all__ = ["Progress", "left_out", "minibatches", "refits", "retrained", "trained"]
 
 CHUNK, SHARD = 500, 8
 Plan = list[tuple[Tensor, float]]
-
-
-@dataclass
-class Timed:
-    """Steps that remember what they cost, also when they were made by a run that was killed.
-
-    Attributes:
-        steps: kept on disk.
-        cost: wall and CPU seconds of every step.
-    """
-
-    steps: Steps
-    cost: dict[str, tuple[float, float]] = field(default_factory=dict)
-
-    def once(self, name: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, np.ndarray]:
-        """The arrays of a step: read if it was finished, else made and kept."""
-
-        def timed() -> dict[str, Any]:
-            wall, cpu = time.perf_counter(), time.process_time()
-            made = make()
-            return {**made, "cost": (time.perf_counter() - wall, time.process_time() - cpu)}
-
-        found = self.steps.once(name, timed)
-        wall, cpu = found.pop("cost").tolist()
-        self.cost[name] = (wall, cpu)
-        return found
 
 
 @dataclass
@@ -95,7 +69,7 @@ def _copies(found: Mapping[str, np.ndarray]) -> Copies:
     return Copies(rows, first, second, int(found["steps"]))
 
 
-def trained(risk: Risk, copies: Copies, plan: Plan, *, steps: Timed, name: str) -> Copies:
+def trained(risk: Risk, copies: Copies, plan: Plan, *, steps: Steps, name: str) -> Copies:
     """One model trained with Adam, 500 steps at a time, each a step that is kept."""
     progress = Progress(f"{name}: steps", len(plan))
     for start in range(0, len(plan), CHUNK):
@@ -120,7 +94,7 @@ def _shards(gone: Sequence[Tensor]) -> list[Sequence[Tensor]]:
 
 
 def retrained(
-    risk: Risk, copies: Copies, gone: Sequence[Tensor], *, plan: Plan, steps: Timed
+    risk: Risk, copies: Copies, gone: Sequence[Tensor], *, plan: Plan, steps: Steps
 ) -> Tensor:
     """Rows ``[m, p]`` of copies trained on; every shard of copies is a step that is kept.
 
@@ -138,10 +112,15 @@ def retrained(
 
 
 def refits(
-    risk: Risk, row: Tensor, gone: Sequence[Tensor], *, near: tuple[CholeskyInverse, float],
-    steps: Timed,
-) -> Tensor:  # fmt: skip
-    """Rows of exact refits near a row, and what is left of their slopes in the last column.
+    risk: Risk,
+    row: Tensor,
+    gone: Sequence[Tensor],
+    *,
+    near: tuple[CholeskyInverse, float],
+    steps: Steps,
+    part: float = 1.0,
+) -> Tensor:
+    """Rows of refits near a row, and what is left of their slopes in the last column.
 
     Args:
         risk: the objective there.
@@ -149,13 +128,17 @@ def refits(
         gone: what each copy leaves out.
         near: a damped inverse curvature, and its damping.
         steps: kept on disk.
+        part: of each removal that is made: (1 − part) R + part R without the example.
     """
-    progress, found = Progress("copies refitted", len(gone)), []
+    progress, found = Progress(f"copies refitted ({part:g} of a removal)", len(gone)), []
+    everything = torch.arange(len(risk.data))
     for k, shard in enumerate(_shards(gone)):
+        removed, whole = (kept_shares(risk, everything, s) for s in (shard, [everything[:0]]))
+        shares = part * removed + (1 - part) * whole
 
-        def make(shard: Sequence[Tensor] = shard) -> dict[str, Any]:
-            return {"rows": refitted(risk, row, shard, near[0], shift=near[1]).numpy()}
+        def make(shares: Tensor = shares) -> dict[str, Any]:
+            return {"rows": refitted(risk, row, shares, near).numpy()}
 
-        found.append(torch.from_numpy(steps.once(f"refitted-{k}", make)["rows"]))
+        found.append(torch.from_numpy(steps.once(f"refitted-{part:g}-{k}", make)["rows"]))
         progress.add(len(shard))
     return torch.cat(found)

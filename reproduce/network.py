@@ -1,18 +1,18 @@
 """The convolutional network of Figure 2, its curvature, and refits near a point."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.func import jacrev, vmap
 
 import upweight as uw
+from upweight.evaluation.descent import descend
 from upweight.evaluation.training import copies_gradient, kept_shares
 from upweight.linalg import Cholesky, CholeskyInverse, Dense
 from upweight.risk import Risk
 
 __all__ = [
     "LAYERS",
+    "MOST_STEPS",
     "Network",
     "damped_inverse",
     "gauss_newton",
@@ -20,7 +20,7 @@ __all__ = [
     "value_and_slope",
 ]
 
-SETTLED, MOST_STEPS = 1e-2, 12
+SETTLED, MOST_STEPS = 1e-2, 40
 LAYERS = ((1, 8, 3, 1), (8, 8, 3, 2), (8, 8, 3, 1), (8, 8, 3, 2), (8, 8, 3, 1), (8, 10, 1, 1))
 
 
@@ -95,45 +95,38 @@ def value_and_slope(risk: Risk, row: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def refitted(
-    risk: Risk, start: Tensor, gone: Sequence[Tensor], inverse: CholeskyInverse, *, shift: float
+    risk: Risk, start: Tensor, shares: Tensor, near: tuple[CholeskyInverse, float]
 ) -> Tensor:
-    """Minimise R without some examples, held near θ* by ½ shift ‖θ − θ*‖², for all copies.
+    """Minimise reweighted objectives, held near θ* by ½ shift ‖θ − θ*‖², all copies together.
 
     What is left of ∇R at θ* is taken off as a constant, so that the copy that keeps everything
-    stays there exactly. To first order the minimiser is then θ* plus the damped influence. Steps
-    are along the damped Gauss-Newton inverse, halved for a copy whose slope grows.
+    stays there exactly. To first order the minimiser is then θ* plus the damped influence.
 
     Args:
         risk: the objective at θ*.
         start: θ*, ``[p]``, in float64.
-        gone: positions each copy leaves out.
-        inverse: of a curvature near H + shift.
-        shift: λ.
+        shares: of every example in each copy's mean, ``[m, n]``.
+        near: inverse of a curvature near H + shift, in float64, and shift.
 
     Returns:
-        Rows with what is left of the slope, as a share of the removal's own, in the last column.
+        Rows with what is left of the slope, as a share of the change's own, in the last column.
     """
-    objective, everything = risk.objective, torch.arange(len(risk.data))
-    whole, origin = risk.at(everything)[0], start.repeat(len(gone), 1)
-    shares = kept_shares(risk, everything, gone)
+    objective, (inverse, shift) = risk.objective, near
+    everything = torch.arange(len(risk.data))
+    whole, origin = risk.at(everything)[0], start.repeat(len(shares), 1)
 
     def slopes(rows: Tensor, shares: Tensor) -> Tensor:
-        found = copies_gradient(objective, whole, rows.to(objective.space.dtype), shares)
-        return found.to(rows) + rows * objective.l2
+        at = rows.to(objective.space.dtype)
+        return copies_gradient(objective, whole, at, weights=shares).to(rows) + rows * objective.l2
 
     tilt = slopes(origin[:1], kept_shares(risk, everything, [everything[:0]]))
-    rows, slope = origin.clone(), slopes(origin, shares) - tilt
-    first, size = slope.norm(dim=1), torch.ones_like(slope[:, :1])
-    for _ in range(MOST_STEPS):
-        open_ = (slope.norm(dim=1) > SETTLED * first).nonzero()[:, 0]
-        if not len(open_):
-            break
-        step = inverse.apply(slope[open_].to(inverse.dtype)).to(rows)
-        tried = rows[open_] - size[open_] * step
-        found = slopes(tried, shares[open_]) - tilt + shift * (tried - start)
-        better = found.norm(dim=1) < slope[open_].norm(dim=1)
-        good = open_[better]
-        rows[good], slope[good] = tried[better], found[better]
-        size[open_[~better]] /= 2
-    left = slope.norm(dim=1) / first.clamp_min(torch.finfo(first.dtype).tiny)
-    return torch.cat([rows, left[:, None]], dim=1)
+
+    def pulled(rows: Tensor, which: Tensor) -> Tensor:
+        return slopes(rows, shares[which]) - tilt + shift * (rows - start)
+
+    first = (slopes(origin, shares) - tilt).norm(dim=1)
+    # The copy that keeps everything has no change of its own to be compared with.
+    goal = (SETTLED * first).clamp_min(1e-3 * float(first.median()))
+    found = descend(pulled, inverse, origin, goal=goal, max_steps=MOST_STEPS)
+    left = found.slope / first.clamp_min(float(goal.min()))
+    return torch.cat([found.rows, left[:, None]], dim=1)

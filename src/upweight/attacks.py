@@ -28,7 +28,7 @@ from upweight.tables import Table
 
 __all__ = ["Attempt", "Box", "Outcome", "attack", "retrained", "vulnerability"]
 
-RTOL = 1e-6
+RTOL, MOST_STEPS = 1e-6, 2000
 SAME_FEATURES = 1e-3
 EXAMPLES, QUERIES = 256, 32
 
@@ -196,7 +196,7 @@ class _Bench:
             for trial, f in zip(trials, features, strict=True)
         ]
         start = torch.stack([trial.row for trial in trials])
-        fits = refit(self.risk, self.inverse, edits, start=start, rtol=RTOL)
+        fits = refit(self.risk, self.inverse, edits, start=start, rtol=RTOL, max_steps=MOST_STEPS)
         for trial, row, f in zip(trials, fits.rows, features, strict=True):
             trial.row = row
             params = self.objective.space.unflatten(row)

@@ -12,7 +12,7 @@ from upweight.linalg import Inverse
 
 __all__ = ["Descent", "descend"]
 
-MEMORY = 6
+MEMORY = 12
 SMALLEST_STEP, OVERSHOOT, GROWTH = 1e-4, 0.5, 10.0
 
 Slope = Callable[[Tensor, Tensor], Tensor]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import upweight as uw
 from reproduce.experiment import Steps
-from reproduce.minima import linear, minimise
+from reproduce.minima import binary_losses, linear, minimise
 from upweight.attacks import Attempt, Box, Outcome, attack, retrained
 
 __all__ = ["Campaign", "Plan", "Victim", "spotted", "victim"]
@@ -75,8 +75,7 @@ def victim(
     """
     x, test_x = (torch.from_numpy(np.asarray(part)).double() for part in features[:2])
     y = torch.from_numpy(images[1]).double()
-    loss = nn.BCEWithLogitsLoss(reduction="none")
-    head = minimise(linear(x.shape[1]), lambda out, t: loss(out[:, 0], t), (x, y), l2)
+    head = minimise(linear(x.shape[1]), binary_losses, (x, y), l2)
     inf = uw.Influence(head, (x, y), loss="binary_cross_entropy", l2=l2)
     test_y = torch.from_numpy(np.asarray(features[2])).double()
     return Victim(extractor, images[0], x, y, test_x, test_y, inf)

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
-from torch import Tensor, nn
+from torch import Tensor
 
 import upweight as uw
 from reproduce.datasets.photos import Photos, photos
 from reproduce.drawing import BLUE, GREY, ORANGE
 from reproduce.experiment import Claim, Experiment, Findings, Steps, main
 from reproduce.extractor import Extractor, features_of
-from reproduce.minima import linear, minimise
+from reproduce.minima import binary_losses, linear, minimise
 from reproduce.svm import Machine
 from upweight.bars import track
 from upweight.evaluation import agreement
@@ -76,8 +76,7 @@ def _deep(found: dict[str, Any], data: Photos, l2: float) -> tuple[uw.Influence,
     """The logistic top, and the test photographs' probabilities of their own class."""
     x = torch.from_numpy(found["deep_train"]).double()
     y = torch.from_numpy(data.train_y).double()
-    loss = nn.BCEWithLogitsLoss(reduction="none")
-    model = minimise(linear(x.shape[1]), lambda out, t: loss(out[:, 0], t), (x, y), l2)
+    model = minimise(linear(x.shape[1]), binary_losses, (x, y), l2)
     with torch.no_grad():
         z = model(torch.from_numpy(found["deep_test"]).double())[:, 0]
     signs = torch.from_numpy(2 * data.test_y - 1)

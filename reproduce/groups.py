@@ -13,14 +13,13 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 import upweight as uw
 from reproduce.averages import mean_scores
 from reproduce.datasets import adult, ones_and_sevens
 from reproduce.drawing import BLUE, GREEN, ORANGE, against, panels
 from reproduce.experiment import Claim, Experiment, Findings, Steps, main
-from reproduce.minima import linear, minimise
+from reproduce.minima import binary_losses, linear, minimise
 from upweight.bars import track
 from upweight.curvature import curvature
 from upweight.evaluation import Edit, agreement, refit
@@ -45,10 +44,6 @@ class Settings:
     thin: int = 1
     stride: int = 1
     seed: int = 0
-
-
-def _losses(outputs: Tensor, targets: Tensor) -> Tensor:
-    return binary_cross_entropy_with_logits(outputs[:, 0], targets.double(), reduction="none")
 
 
 def _data(name: str, settings: Settings) -> tuple[Pair, Pair]:
@@ -99,12 +94,12 @@ def _measure(name: str, settings: Settings) -> dict[str, Any]:
     """Predicted and actual changes for every group of one data set."""
     train, test = _data(name, settings)
     print(f"{NAMES[name]}: training on {len(train[0])} examples", flush=True)
-    model = minimise(linear(train[0].shape[1]), _losses, train, settings.l2, steps=2000)
+    model = minimise(linear(train[0].shape[1]), binary_losses, train, settings.l2, steps=2000)
     objective = uw.Objective(model, "binary_cross_entropy", l2=settings.l2, removal="sum")
     inf, asked = uw.Influence(objective, train), uw.Data.of(test)
     groups, kinds = _groups(train[0], mean_scores(inf, asked), settings)
     found = inf.group_effects(groups, on=asked)
-    before = _losses(test[0] @ objective.space.row()[:, None], test[1])
+    before = binary_losses(test[0] @ objective.space.row()[:, None], test[1])
     worst = int(before.argmax())
 
     def both(change: Tensor) -> list[float]:
@@ -116,7 +111,7 @@ def _measure(name: str, settings: Settings) -> dict[str, Any]:
     assert bool(truth.met.all()), f"a refit ended at a gradient of {float(truth.slope.max()):.1e}"
     series = [_one_more_term(inf, gone) for gone in track(groups, "series", len(groups))]
     actual, cut = (
-        np.array([both(_losses(test[0] @ row[:, None], test[1]) - before) for row in rows])
+        np.array([both(binary_losses(test[0] @ row[:, None], test[1]) - before) for row in rows])
         for rows in (truth.rows, series)
     )
     return {

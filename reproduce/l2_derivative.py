@@ -15,14 +15,13 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 import upweight as uw
 from reproduce.datasets import mnist
 from reproduce.datasets.digits import HELD_OUT
 from reproduce.drawing import BLUE, GREEN, GREY, ORANGE, panels
 from reproduce.experiment import Claim, Experiment, Findings, Steps, main
-from reproduce.minima import minimise
+from reproduce.minima import binary_losses, minimise
 from upweight.bars import track
 
 Pair = tuple[Tensor, Tensor]
@@ -57,13 +56,9 @@ def _data(settings: Settings) -> tuple[Pair, Pair, Pair]:
     return parts[0], parts[1], parts[2]
 
 
-def _losses(outputs: Tensor, targets: Tensor) -> Tensor:
-    return binary_cross_entropy_with_logits(outputs[:, 0], targets.double(), reduction="none")
-
-
 def _measured(model: nn.Module, data: Pair) -> Tensor:
     with torch.no_grad():
-        return _losses(model(data[0]), data[1])
+        return binary_losses(model(data[0]), data[1])
 
 
 def _polished(model: nn.Module, train: Pair, l2: dict[str, float]) -> uw.Influence:
@@ -82,7 +77,7 @@ def _fit(train: Pair, l2: float) -> nn.Module:
     model = nn.Linear(train[0].shape[1], 1).double()
     nn.init.zeros_(model.weight)
     nn.init.zeros_(model.bias)
-    return minimise(model, _losses, train, l2, steps=2000)
+    return minimise(model, binary_losses, train, l2, steps=2000)
 
 
 def _copy(model: nn.Module) -> nn.Module:

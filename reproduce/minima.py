@@ -3,9 +3,15 @@
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["linear", "minimise"]
+__all__ = ["binary_losses", "linear", "minimise"]
+
+
+def binary_losses(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Binary cross-entropy ``[n]`` of logits ``[n, 1]`` and labels 0 or 1."""
+    return F.binary_cross_entropy_with_logits(outputs[:, 0], targets.double(), reduction="none")
 
 
 def linear(width: int, outputs: int = 1) -> nn.Linear:

@@ -14,14 +14,13 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 import upweight as uw
 from reproduce.averages import mean_scores
 from reproduce.datasets import adult, ones_and_sevens
 from reproduce.drawing import BLUE, GREEN, GREY, ORANGE, RED, panels
 from reproduce.experiment import Claim, Experiment, Findings, Steps, main
-from reproduce.minima import linear, minimise
+from reproduce.minima import binary_losses, linear, minimise
 from upweight.evaluation import Edit, refit
 
 NAMES = {
@@ -57,10 +56,6 @@ class Settings:
     seeds: int = 5
     stride: int = 1
     thin: int = 1
-
-
-def _losses(outputs: Tensor, targets: Tensor) -> Tensor:
-    return binary_cross_entropy_with_logits(outputs[:, 0], targets.double(), reduction="none")
 
 
 def _parts(name: str, seed: int, settings: Settings) -> tuple[Pair, Pair, Pair]:
@@ -140,7 +135,7 @@ def _one(name: str, seed: int, settings: Settings) -> dict[str, Any]:
     """
     train, validation, test = _parts(name, seed, settings)
     l2 = 1 / (settings.strength * len(train[0]))
-    model = minimise(linear(train[0].shape[1]), _losses, train, l2)
+    model = minimise(linear(train[0].shape[1]), binary_losses, train, l2)
     objective = uw.Objective(model, "binary_cross_entropy", l2=l2, removal="sum")
     inf = uw.Influence(objective, train)
     scores = mean_scores(inf, uw.Data.of(validation))
@@ -154,7 +149,8 @@ def _one(name: str, seed: int, settings: Settings) -> dict[str, Any]:
         outputs = [x @ row[:, None] for x, _ in (validation, test)]
         right = ((outputs[1][:, 0] > 0) == (test[1] > 0)).double().mean()
         losses = [
-            _losses(z, y).mean() for z, (_, y) in zip(outputs, (validation, test), strict=True)
+            binary_losses(z, y).mean()
+            for z, (_, y) in zip(outputs, (validation, test), strict=True)
         ]
         found[key] = [*map(float, (*losses, right)), len(kept) / len(everything)]
     return found

@@ -1,6 +1,6 @@
 """Attacks on a head over frozen features, many targets in turn, each verified by retraining."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,7 +14,7 @@ from reproduce.experiment import Steps
 from reproduce.minima import binary_losses, linear, minimise
 from upweight.attacks import Attempt, Box, Outcome, attack, retrained
 
-__all__ = ["Campaign", "Plan", "Victim", "spotted", "victim"]
+__all__ = ["Campaign", "Plan", "Victim", "spotted", "towards_target", "victim"]
 
 CHUNK_IMAGES = 40
 
@@ -117,6 +117,36 @@ def _chosen(hurt: Victim, test: int, plan: Plan) -> list[int]:
     return [other[i] for i in best.tolist()]
 
 
+Way = Callable[[Victim, Sequence[Attempt], Plan], list[Outcome]]
+
+
+def _along_influence(hurt: Victim, attempts: Sequence[Attempt], plan: Plan) -> list[Outcome]:
+    """The paper's way: along the sign of I_pert,loss of the retrained head."""
+    return attack(hurt.inf, hurt.extractor, attempts, box=plan.box, rounds=plan.rounds)
+
+
+def towards_target(hurt: Victim, attempts: Sequence[Attempt], plan: Plan) -> list[Outcome]:
+    """Along the sign of the slope (with momentum) of the distance to the target in feature space.
+
+    The aim of Shafahi et al. (2018): an image of the other class that looks like the target to
+    the extractor. It needs no influence, and retrains the head once, at the end.
+    """
+    origin = torch.cat([attempt.inputs for attempt in attempts])
+    goal = torch.cat([a.queries[0].repeat(len(a.inputs), 1) for a in attempts]).float()
+    box, x, pull = plan.box, origin.clone(), torch.zeros_like(origin)
+    for _ in range(plan.rounds):
+        leaf = x.clone().requires_grad_(True)
+        with torch.enable_grad():
+            apart = (hurt.extractor(leaf) - goal).square().sum()
+        (slope,) = torch.autograd.grad(apart, leaf)
+        pull = 0.8 * pull + slope / slope.abs().mean((1, 2, 3), keepdim=True)
+        x = torch.clamp(x - box.step * pull.sign(), origin - box.radius, origin + box.radius)
+        x = x.clamp(box.low, box.high)
+    parts = x.split([len(attempt.inputs) for attempt in attempts])
+    moved = [Attempt(a.ids, part, a.queries) for a, part in zip(attempts, parts, strict=True)]
+    return retrained(hurt.inf, hurt.extractor, moved)
+
+
 @dataclass(frozen=True)
 class Campaign:
     """Attacks on single test images.
@@ -131,33 +161,40 @@ class Campaign:
     targets: Sequence[int]
     steps: Steps
 
-    def run(self, name: str, plan: Plan) -> dict[str, np.ndarray]:
-        """All targets under one plan: arrays with one entry (or row) per target."""
+    def run(self, name: str, plan: Plan, way: Way = _along_influence) -> dict[str, np.ndarray]:
+        """All targets under one plan: arrays with one entry (or row) per target.
+
+        Args:
+            name: of its steps on disk.
+            plan: how the attacks go.
+            way: from a victim, attempts and a plan to outcomes.
+        """
         size = max(1, CHUNK_IMAGES // plan.images)
         chunks = [self.targets[i : i + size] for i in range(0, len(self.targets), size)]
         parts = []
         for number, some in enumerate(chunks):
             parts.append(
-                self.steps.once(f"{name}-{number}", lambda s=some: self._attacked(s, plan))
+                self.steps.once(f"{name}-{number}", lambda s=some: self._attacked(s, plan, way))
             )
             done = sum(len(part["flipped"]) for part in parts)
             flipped = sum(int(part["flipped"].sum()) for part in parts)
-            print(f"  {name}: {flipped} of {done} flipped, {len(self.targets)} to do", flush=True)
+            print(f"  {name}: {flipped} flipped of {done}, {len(self.targets) - done} to go",
+                  flush=True)  # fmt: skip
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
-    def _attacked(self, targets: Sequence[int], plan: Plan) -> dict[str, Any]:
+    def _attacked(self, targets: Sequence[int], plan: Plan, way: Way) -> dict[str, Any]:
         hurt = self.hurt
         attempts = []
         for test in targets:
             ids = _chosen(hurt, test, plan)
             attempts.append(Attempt(ids, hurt.levels(ids), hurt.query([test])))
-        found = attack(hurt.inf, hurt.extractor, attempts, box=plan.box, rounds=plan.rounds)
+        found = way(hurt, attempts, plan)
         stored = [
             Attempt(a.ids, o.inputs.round().clamp(0, 255), a.queries)
             for a, o in zip(attempts, found, strict=True)
         ]
         strict = retrained(hurt.inf, hurt.extractor, stored)
-        clean = [hurt.x[list(a.ids)] for a in attempts]
+        pairs = list(zip(attempts, found, strict=True))
         return {
             "flipped": [bool(o.wrong.all()) for o in found],
             "strict": [bool(o.wrong.all()) for o in strict],
@@ -165,14 +202,10 @@ class Campaign:
             "loss": [float(o.loss[0]) for o in found],
             "rounds": [o.rounds for o in found],
             "ids": [o.ids for o in found],
-            "pixels": [
-                float((o.inputs - a.inputs).flatten(1).norm(dim=1).mean())
-                for a, o in zip(attempts, found, strict=True)
-            ],
-            "features": [
-                float((o.features.double() - x).norm(dim=1).mean())
-                for x, o in zip(clean, found, strict=True)
-            ],
+            "pixels": [float((o.inputs - a.inputs).flatten(1).norm(dim=1).mean()) for a, o in pairs],
+            "features": [_far(o.features, hurt.x[list(o.ids)]) for o in found],
+            "distance": [_far(o.features, a.queries[0]) for a, o in pairs],
+            "clean_distance": [_far(hurt.x[list(a.ids)], a.queries[0]) for a in attempts],
             "same_file": [
                 float((s.inputs == a.inputs).float().mean())
                 for a, s in zip(attempts, stored, strict=True)
@@ -181,7 +214,12 @@ class Campaign:
             "clean_rank": [
                 int(np.flatnonzero(np.isin(hurt.order, a.ids))[0]) + 1 for a in attempts
             ],
-        }
+        }  # fmt: skip
+
+
+def _far(rows: Tensor, others: Tensor) -> float:
+    """Mean distance of features."""
+    return float((rows.double() - others).norm(dim=1).mean())
 
 
 def spotted(hurt: Victim, outcome: Outcome) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from reproduce.campaign import Campaign, Plan, Victim, spotted, victim
+from reproduce.campaign import Campaign, Plan, Victim, spotted, towards_target, victim
 from reproduce.datasets.photos import Photos, photos
 from reproduce.drawing import BLUE, GREEN, GREY, ORANGE, RED
 from reproduce.experiment import Claim, Experiment, Findings, Steps, main
@@ -27,14 +27,14 @@ AT_ONCE = 30
 
 @dataclass(frozen=True)
 class Settings:
-    """Photographs are of each class; radii are in levels of 8 bits, beyond the paper's 0.5."""
+    """Photographs are of each class; radii, in levels of 8 bits, have twice the rounds."""
 
     train: int = 900
     test: int = 300
     l2: float = 0.001
     targets: int = 100
     images: tuple[int, ...] = (1, 2, 10)
-    radii: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
+    radii: tuple[float, ...] = (0.5, 2.0, 8.0)
     radius_targets: int = 30
     rounds: int = 10
     seed: int = 0
@@ -120,9 +120,15 @@ def _campaigns(hurt: Victim, settings: Settings, steps: Steps) -> dict[str, dict
     found["second"] = campaign.run("second best", Plan(1, 1, rounds=settings.rounds))
     fewer = Campaign(hurt, drawn[: settings.radius_targets], steps)
     for radius in settings.radii:
-        plan = Plan(1, radius=radius, step=radius / 5, rounds=settings.rounds)
+        plan = Plan(1, radius=radius, step=radius / 10, rounds=2 * settings.rounds)
         found[f"radius {radius:g}"] = fewer.run(f"radius {radius:g}", plan)
+        found[f"aimed {radius:g}"] = fewer.run(f"aimed {radius:g}", plan, towards_target)
     return found
+
+
+def _swept(found: dict[str, dict[str, np.ndarray]], way: str) -> dict[float, dict[str, Any]]:
+    """Campaigns of one image by the radius of their box."""
+    return {float(n.split()[1]): one for n, one in found.items() if n.startswith(way)}
 
 
 def _claims(found: dict[str, dict[str, np.ndarray]], many: dict[str, Any], why: str) -> list[Claim]:
@@ -162,10 +168,9 @@ def _claims(found: dict[str, dict[str, np.ndarray]], many: dict[str, Any], why: 
         f"defence: a poisoned photograph among the audit's first {first}, 1 and 10 images",
         "not tried", f"{seen['1', 'rank']:.0%}, {seen['10', 'rank']:.0%} (before the attack "
         f"{seen['1', 'clean_rank']:.0%}, {seen['10', 'clean_rank']:.0%})",
-        "surpassed" if seen["10", "rank"] > max(0.9, seen["10", "clean_rank"]) else "missed",
-        "" if seen["10", "rank"] > max(0.9, seen["10", "clean_rank"]) else
-        "The photographs that can move a target most are the least confident ones, and the audit "
-        "puts those first before any attack.",
+        "met" if min(seen["1", "rank"], seen["10", "rank"]) >= 0.9 else "missed",
+        "The photographs that can move a target most are the least confident ones, which the audit "
+        "puts first before any attack too.",
     ))  # fmt: skip
     return lines
 
@@ -183,13 +188,13 @@ def _figure(found: dict[str, dict[str, np.ndarray]], many: dict[str, Any]) -> Fi
     first.set(
         xscale="log", xlabel="target's loss after retraining (nats)", ylabel="share of targets"
     )
-    radii = {0.5: found["1"]} | {
-        float(name.split()[1]): one for name, one in found.items() if name.startswith("radius")
-    }
-    for key, colour, name in (("flipped", BLUE, "in the box"), ("strict", ORANGE, "8-bit files")):
-        second.plot(list(radii), [_share(one, key) for one in radii.values()], "o-", color=colour,
-                    label=name)  # fmt: skip
-    second.set(xscale="log", xticks=list(radii), xticklabels=[f"{r:g}" for r in radii],
+    for way, colour, name in (("radius", BLUE, "along I_pert"), ("aimed", ORANGE, "aimed")):
+        swept = _swept(found, way)
+        for key, line, kind in (("flipped", "o-", ""), ("strict", "s--", ", 8-bit files")):
+            second.plot(list(swept), [_share(one, key) for one in swept.values()], line,
+                        color=colour, markersize=4, label=name + kind)  # fmt: skip
+    radii = list(_swept(found, "radius"))
+    second.set(xscale="log", xticks=radii, xticklabels=[f"{r:g}" for r in radii],
                xlabel="radius of the box (levels of 8 bits)", ylabel="flipped by one photograph",
                ylim=(-0.03, 1.03))  # fmt: skip
     second.minorticks_off()
@@ -215,13 +220,13 @@ def _figure(found: dict[str, dict[str, np.ndarray]], many: dict[str, Any]) -> Fi
 
 
 def _notes(
-    hurt: Victim, found: dict[str, dict[str, np.ndarray]], many: dict[str, Any]
+    hurt: Victim, found: dict[str, dict[str, np.ndarray]], many: dict[str, Any], settings: Settings
 ) -> list[str]:
     clean = np.logaddexp(0, -hurt.margins)
-    radii = ", ".join(
-        f"{_share(one):.0%} ({_share(one, 'strict'):.0%} as 8-bit files) at {name.split()[1]}"
-        for name, one in found.items()
-        if name.startswith("radius")
+    radii = "; ".join(
+        f"±{radius:g} levels: {_share(one):.0%} ({_share(one, 'strict'):.0%} as 8-bit files), aimed "
+        f"{_share(aimed := _swept(found, 'aimed')[radius]):.0%} ({_share(aimed, 'strict'):.0%})"
+        for radius, one in _swept(found, "radius").items()
     )
     return [
         f"The pair is easier than the paper's: {(hurt.margins > 0).mean():.1%} of the test "
@@ -232,7 +237,8 @@ def _notes(
         "round, which is also how success is counted.",
         f"One photograph changed by half a level raises the median target loss from "
         f"{np.median(found['1']['clean_loss']):.1e} to {np.median(found['1']['loss']):.1e}, ten to "
-        f"{np.median(found['10']['loss']):.1e}. Flipped by one photograph in a wider box: {radii}.",
+        f"{np.median(found['10']['loss']):.1e}. Flipped by one photograph along I_pert, and aimed at the target's "
+        f"features instead (Shafahi et al., 2018), {settings.radius_targets} targets: {radii}.",
         "Strictly, a picture inside a box of ±0.5 is the same 8-bit file, and rounding undoes the "
         f"attack: of what 10 photographs flip in the box ({_share(found['10']):.0%}) "
         f"{_share(found['10'], 'strict'):.0%} remain flipped by the rounded files (values at "
@@ -249,7 +255,7 @@ def _notes(
 
 
 def _explanation(hurt: Victim, found: dict[str, dict[str, np.ndarray]], settings: Settings) -> str:
-    """The experiments behind a miss: collision in features flips, the box is what is too small."""
+    """The experiments behind a miss: what would flip, and what stands between."""
     right = np.flatnonzero(hurt.margins > 0)
     drawn = np.random.default_rng(settings.seed).permutation(right)[: settings.radius_targets]
     hits = 0
@@ -259,14 +265,19 @@ def _explanation(hurt: Victim, found: dict[str, dict[str, np.ndarray]], settings
             hurt.inf, torch.nn.Identity(), [Attempt(other, hurt.test_x[[test]], hurt.query([test]))]
         )
         hits += int(same[0].wrong.all())
-    wide = max(settings.radii)
+    aimed, along = _swept(found, "aimed"), _swept(found, "radius")
+    reached = ", ".join(
+        f"{np.median(one['distance']):.1f} within ±{radius:g} ({_share(one):.0%} flip; along the "
+        f"paper's I_pert {_share(along[radius]):.0%})"
+        for radius, one in aimed.items()
+    )
     return (
-        f"If a training photograph could be moved onto the target in feature space, {hits} of "
-        f"{len(drawn)} targets would flip with one; inside ±0.5 levels features move by "
-        f"{np.median(found['1']['features']):.1f} (median), inside ±{wide:g} by "
-        f"{np.median(found[f'radius {wide:g}']['features']):.1f}, which flips "
-        f"{_share(found[f'radius {wide:g}']):.0%}. EfficientNet-lite0 at 224 pixels bends less "
-        "than Inception v3 at 299, and the margins of this pair are wider than the paper's."
+        f"With a training photograph exactly on the target in feature space, {hits} of "
+        f"{len(drawn)} targets flip by one. What stands between is the box: aimed straight at the "
+        f"target, a photograph of the other class comes from a distance of "
+        f"{np.median(aimed[min(aimed)]['clean_distance']):.1f} to {reached}. So EfficientNet-lite0 "
+        "at 224 pixels bends too little within ±0.5 levels for this pair; the harder pair below "
+        "has less far to go."
     )
 
 
@@ -286,13 +297,14 @@ def run(settings: Settings, steps: Steps) -> Findings:
                 "flipped": _share(one),
                 "flipped_by_8_bit_files": _share(one, "strict"),
                 **{f"median_{key}": float(np.median(one[key]))
-                   for key in ("clean_loss", "loss", "rounds", "pixels", "features", "rank", "clean_rank", "same_file")},
+                   for key in ("clean_loss", "loss", "rounds", "pixels", "features", "distance", "rank", "clean_rank",
+                               "same_file")},
             }
             for name, one in found.items()
         },
     }  # fmt: skip
     figure = _figure(found, many)
-    return Findings(values, _claims(found, many, why), _notes(hurt, found, many), figure)
+    return Findings(values, _claims(found, many, why), _notes(hurt, found, many, settings), figure)
 
 
 EXPERIMENT = Experiment(

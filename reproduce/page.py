@@ -62,9 +62,12 @@ def _section(record: dict[str, Any], beside: str) -> list[str]:
     for note in record["notes"]:
         lines += [note, ""]
     lines += [f"![{record['title']}]({beside}/{name}.png)", ""]
+    reasons: dict[str, list[str]] = {}
     for claim in record["claims"]:
         if claim["note"]:
-            lines += [f"* *{claim['what']}* ({claim['verdict']}): {claim['note']}"]
+            what = f"*{claim['what']}* ({claim['verdict']})"
+            reasons.setdefault(claim["note"], []).append(what)
+    lines += [f"* {'; '.join(about)}: {note}" for note, about in reasons.items()]
     lines += ["", f"`python -m reproduce.{name}`: {record['wall_seconds']:.0f} s, "
               f"{record['cpu_seconds']:.0f} CPU s ({record['machine']}; "
               f"torch {record['versions']['torch']}). Settings: {settings}. "

@@ -63,7 +63,13 @@ class _History:
 
 
 def descend(
-    slope: Slope, inverse: Inverse, start: Tensor, *, goal: Tensor, max_steps: int
+    slope: Slope,
+    inverse: Inverse,
+    start: Tensor,
+    *,
+    goal: Tensor,
+    max_steps: int,
+    known: Tensor | None = None,
 ) -> Descent:
     """Bring m gradients below their goals.
 
@@ -78,12 +84,13 @@ def descend(
         start: ``[m, p]``.
         goal: of each gradient norm, ``[m]``.
         max_steps: of the iteration.
+        known: gradients at the start, where they are known already, ``[m, p]``.
 
     Source: Liu & Nocedal (1989), with all models in one array and a given B₀.
     """
     everyone = torch.arange(len(start), device=start.device)
     rows, history = start.clone(), _History()
-    slopes = slope(rows, everyone)
+    slopes = slope(rows, everyone) if known is None else known.clone()
     norms = slopes.norm(dim=1)
     size = torch.ones_like(norms)
     steps = 0

@@ -153,7 +153,9 @@ def _refit_chunk(
 ) -> Refits:
     max_steps, rtol = limits
     full = risk.objective.space.row()
-    first = _slopes(risk, edits, full.repeat(len(edits), 1)).norm(dim=1)
+    whole = full.repeat(len(edits), 1)
+    origin = _slopes(risk, edits, whole)
+    first = origin.norm(dim=1)
     # A refit of the whole starts at its minimum: relative to itself nothing is left to gain.
     goal = (rtol * first).clamp_min(1e-11 * float(full.norm() + 1))
     found = descend(
@@ -162,5 +164,6 @@ def _refit_chunk(
         start,
         goal=goal,
         max_steps=max_steps,
+        known=origin if torch.equal(start, whole) else None,
     )
     return Refits(found.rows, found.slope, found.slope <= goal, found.steps)

@@ -140,8 +140,7 @@ def towards_target(hurt: Victim, attempts: Sequence[Attempt], plan: Plan) -> lis
             apart = (hurt.extractor(leaf) - goal).square().sum()
         (slope,) = torch.autograd.grad(apart, leaf)
         pull = 0.8 * pull + slope / slope.abs().mean((1, 2, 3), keepdim=True)
-        x = torch.clamp(x - box.step * pull.sign(), origin - box.radius, origin + box.radius)
-        x = x.clamp(box.low, box.high)
+        x = box.clip(x - box.step * pull.sign(), origin)
     parts = x.split([len(attempt.inputs) for attempt in attempts])
     moved = [Attempt(a.ids, part, a.queries) for a, part in zip(attempts, parts, strict=True)]
     return retrained(hurt.inf, hurt.extractor, moved)

@@ -23,6 +23,14 @@ __all__ = [
 ]
 
 
+def _with_notes(table: Table, notes: tuple[str, ...]) -> str:
+    return "\n".join([repr(table), *(f"note: {note}" for note in notes)])
+
+
+def _with_notes_html(table: Table, notes: tuple[str, ...]) -> str:
+    return table._repr_html_() + "".join(f"<p>{note}</p>" for note in notes)
+
+
 @final
 @dataclass(frozen=True)
 class ParameterChange:
@@ -119,10 +127,10 @@ class WhatIf:
         return Table(columns, f"Predicted {name} in {self.meaning.unit} after the change.")
 
     def __repr__(self) -> str:
-        return "\n".join([repr(self.table()), *(f"note: {note}" for note in self.notes)])
+        return _with_notes(self.table(), self.notes)
 
     def _repr_html_(self) -> str:
-        return self.table()._repr_html_() + "".join(f"<p>{note}</p>" for note in self.notes)
+        return _with_notes_html(self.table(), self.notes)
 
 
 @final
@@ -231,10 +239,10 @@ class GroupEffects:
         )
 
     def __repr__(self) -> str:
-        return "\n".join([repr(self.table()), *(f"note: {note}" for note in self.notes)])
+        return _with_notes(self.table(), self.notes)
 
     def _repr_html_(self) -> str:
-        return self.table()._repr_html_() + "".join(f"<p>{note}</p>" for note in self.notes)
+        return _with_notes_html(self.table(), self.notes)
 
 
 @final

@@ -54,6 +54,11 @@ class Box:
         if not (0 < self.step <= self.radius and self.low < self.high):
             raise InputError(f"A box needs 0 < step ≤ radius and low < high, got {self}.")
 
+    def clip(self, moved: Tensor, origin: Tensor) -> Tensor:
+        """Inputs brought back into the box around where they came from."""
+        inside = torch.clamp(moved, origin - self.radius, origin + self.radius)
+        return inside.clamp(self.low, self.high)
+
 
 @final
 @dataclass(frozen=True)
@@ -116,10 +121,7 @@ class _Trial:
 
     def step(self, slope: Tensor, box: Box) -> None:
         """Move every number along the sign of the slope, inside the box around the original."""
-        origin = self.attempt.inputs
-        moved = self.inputs + box.step * slope.sign()
-        moved = torch.minimum(torch.maximum(moved, origin - box.radius), origin + box.radius)
-        self.inputs = moved.clamp(box.low, box.high)
+        self.inputs = box.clip(self.inputs + box.step * slope.sign(), self.attempt.inputs)
         self.rounds += 1
 
     def result(self) -> Outcome:

@@ -76,8 +76,7 @@ def trained(risk: Risk, copies: Copies, plan: Plan, *, steps: Steps, name: str) 
         part = plan[start : start + CHUNK]
 
         def make(copies: Copies = copies, part: Plan = part) -> dict[str, Any]:
-            piece = (1, len(part[0][0]))
-            return _arrays(train_copies(risk, copies, left_out([])[:1], plan=part, piece=piece))
+            return _arrays(train_copies(risk, copies, left_out([])[:1], plan=part))
 
         copies = _copies(steps.once(f"{name}-{start}", make))
         progress.add(len(part))

@@ -6,7 +6,8 @@ from torch.func import jacrev, vmap
 
 import upweight as uw
 from upweight.evaluation.descent import descend
-from upweight.evaluation.training import copies_gradient, kept_shares
+from upweight.evaluation.training import kept_shares
+from upweight.gradients import stacked_gradient
 from upweight.linalg import Cholesky, CholeskyInverse, Dense
 from upweight.risk import Risk
 
@@ -117,7 +118,7 @@ def refitted(
 
     def slopes(rows: Tensor, shares: Tensor) -> Tensor:
         at = rows.to(objective.space.dtype)
-        return copies_gradient(objective, whole, at, weights=shares).to(rows) + rows * objective.l2
+        return stacked_gradient(objective, whole, at, shares).to(rows) + rows * objective.l2
 
     tilt = slopes(origin[:1], kept_shares(risk, everything, [everything[:0]]))
 

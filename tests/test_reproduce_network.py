@@ -12,7 +12,7 @@ from reproduce import fig2_network as experiment
 from reproduce import kept, network
 from reproduce.experiment import Steps
 from upweight.curvature import curvature
-from upweight.evaluation.training import copies_gradient
+from upweight.gradients import stacked_gradient
 
 SMALL = dataclasses.replace(
     experiment.Settings(), n=200, batch=50, steps=(150, 60, 60), removals=8, queries=2,
@@ -50,7 +50,7 @@ def test_gauss_newton_from_jacobians_is_the_librarys():
     expected = curvature("ggn", risk).apply(rows)
     found = rows @ network.gauss_newton(risk)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
-    slope = copies_gradient(
+    slope = stacked_gradient(
         risk.objective, risk.at(torch.arange(30))[0], row[None],
         weights=torch.full((1, 30), 1 / 30, dtype=torch.float64),
     )  # fmt: skip

@@ -8,6 +8,7 @@ from torch import nn
 
 import upweight as uw
 from upweight.evaluation.training import Copies, train_copies
+from upweight.gradients import stacked
 from upweight.risk import Risk
 
 LR, BATCH, STEPS = 0.01, 12, 25
@@ -58,12 +59,14 @@ def row_of(model):
     return nn.utils.parameters_to_vector(model.parameters()).detach()
 
 
-@pytest.mark.parametrize("piece", [(1, 5), (4, 128)])
-def test_copies_equal_a_loop_over_torch_adam(case, piece):
+@pytest.mark.parametrize(("models", "cells"), [(1, 5), (4, 512)])
+def test_copies_equal_a_loop_over_torch_adam(case, models, cells, monkeypatch):
+    monkeypatch.setattr(stacked, "MODELS", models)
+    monkeypatch.setattr(stacked, "CELLS", cells)
     model, risk, data = case
     steps, removals = plan(40), [torch.tensor([]), torch.tensor([7]), torch.tensor([1, 30, 31])]
     start = Copies.fresh(risk.objective.space.row()).repeat(3)
-    found = train_copies(risk, start, removals, plan=steps, piece=piece)
+    found = train_copies(risk, start, removals, plan=steps)
     assert found.steps == STEPS
     for row, gone in zip(found.rows, removals, strict=True):
         expected, _ = by_torch(model, data, gone, steps)

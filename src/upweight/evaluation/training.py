@@ -7,16 +7,11 @@ from typing import final
 import torch
 from torch import Tensor
 
-from upweight.data import Batch
 from upweight.errors import InputError
-from upweight.gradients import map_rows
-from upweight.objective import Objective
+from upweight.gradients import stacked_gradient
 from upweight.risk import Risk
 
-__all__ = ["Adam", "Copies", "copies_gradient", "kept_shares", "train_copies"]
-
-Piece = tuple[int, int]
-PIECE = (4, 128)
+__all__ = ["Adam", "Copies", "kept_shares", "train_copies"]
 
 
 @final
@@ -97,39 +92,6 @@ def kept_shares(risk: Risk, positions: Tensor, removals: Sequence[Tensor]) -> Te
     return (kept / torch.clamp(total, min=smallest)).to(space.device, space.dtype)
 
 
-def copies_gradient(
-    objective: Objective, batch: Batch, rows: Tensor, *, weights: Tensor, piece: Piece = PIECE
-) -> Tensor:
-    """Σ_i weight[m, i] ∇ℓ_i(θ_m) for copies θ_m, without L2, ``[m, p]``.
-
-    A few copies meet a few examples at a time: small pieces stay in the processor's cache, and a
-    vectorised convolution of many copies is a slow one. The derivative is taken of the stacked
-    losses, which is faster than stacking derivatives.
-
-    Args:
-        objective: the model's form and loss.
-        batch: placed examples, n of them.
-        rows: parameters, ``[m, p]``.
-        weights: of each example for each copy, ``[m, n]``.
-        piece: copies and examples at a time.
-    """
-    space, found = objective.space, []
-    for some, weight in zip(rows.split(piece[0]), weights.split(piece[0]), strict=True):
-        total = torch.zeros_like(some)
-        for start in range(0, len(batch), piece[1]):
-            cut = slice(start, start + piece[1])
-            part, leaf = batch.part(cut), some.detach().requires_grad_(True)
-
-            def losses(row: Tensor, part: Batch = part) -> Tensor:
-                return objective.losses(space.unflatten(row), part)
-
-            with torch.enable_grad():
-                value = (map_rows(losses, leaf) * weight[:, cut]).sum()
-            total += torch.autograd.grad(value, leaf)[0]
-        found.append(total)
-    return torch.cat(found)
-
-
 def train_copies(
     risk: Risk,
     start: Copies,
@@ -137,7 +99,6 @@ def train_copies(
     *,
     plan: Iterable[tuple[Tensor, float]],
     adam: Adam | None = None,
-    piece: Piece = PIECE,
 ) -> Copies:
     """Train copies on with Adam, each without its own examples, all on the same minibatches.
 
@@ -152,7 +113,6 @@ def train_copies(
         removals: positions each copy leaves out; one tensor per copy, which may be empty.
         plan: positions ``[b]`` of every minibatch, and its learning rate.
         adam: settings of Adam.
-        piece: copies and examples whose gradients are taken at a time.
 
     Raises:
         InputError: as many removals as copies are needed.
@@ -164,6 +124,6 @@ def train_copies(
         batch, _ = risk.at(positions)
         shares = kept_shares(risk, positions, removals)
         rows = copies.rows.to(objective.space.dtype)
-        slopes = copies_gradient(objective, batch, rows, weights=shares, piece=piece)
+        slopes = stacked_gradient(objective, batch, rows, shares)
         copies = rule.step(copies, slopes.to(copies.rows) + copies.rows * objective.l2, lr)
     return copies

@@ -1,6 +1,6 @@
 """Attacks on a head over frozen features, many targets in turn, each verified by retraining."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,9 +14,21 @@ from reproduce.experiment import Steps
 from reproduce.minima import binary_losses, linear, minimise
 from upweight.attacks import Attempt, Box, Outcome, attack, retrained
 
-__all__ = ["Campaign", "Plan", "Victim", "spotted", "towards_target", "victim"]
+__all__ = [
+    "PAPER",
+    "Campaign",
+    "Plan",
+    "Victim",
+    "drawn",
+    "flipped_shares",
+    "spotted",
+    "towards_target",
+    "victim",
+]
 
 CHUNK_IMAGES = 40
+# Shares of dog-fish test images flipped by 1, 2 and 10 training images.
+PAPER = {1: 0.57, 2: 0.77, 10: 0.998}
 
 
 @dataclass(frozen=True)
@@ -219,6 +231,18 @@ class Campaign:
 def _far(rows: Tensor, others: Tensor) -> float:
     """Mean distance of features."""
     return float((rows.double() - others).norm(dim=1).mean())
+
+
+def drawn(hurt: Victim, count: int, seed: int) -> list[int]:
+    """Test images to attack: at random among those that are right."""
+    right = np.flatnonzero(hurt.margins > 0)
+    return np.random.default_rng(seed).permutation(right)[:count].tolist()
+
+
+def flipped_shares(found: Mapping[str, Mapping[str, np.ndarray]]) -> dict[int, float]:
+    """Flipped by 1 (either of two tries, as the paper counts), 2 and 10 images."""
+    either = found["1"]["flipped"] | found["second"]["flipped"]
+    return {1: float(either.mean())} | {k: float(found[f"{k}"]["flipped"].mean()) for k in (2, 10)}
 
 
 def spotted(hurt: Victim, outcome: Outcome) -> int:

@@ -14,14 +14,23 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from reproduce.campaign import Campaign, Plan, Victim, spotted, towards_target, victim
+from reproduce.campaign import (
+    PAPER,
+    Campaign,
+    Plan,
+    Victim,
+    drawn,
+    flipped_shares,
+    spotted,
+    towards_target,
+    victim,
+)
 from reproduce.datasets.photos import Photos, photos
 from reproduce.drawing import BLUE, GREEN, GREY, ORANGE, RED
 from reproduce.experiment import Claim, Experiment, Findings, Steps, main
 from reproduce.extractor import Extractor, features_of
 from upweight.attacks import Attempt, attack, retrained, vulnerability
 
-PAPER = {1: 0.57, 2: 0.77, 10: 0.998}
 AT_ONCE = 30
 
 
@@ -111,14 +120,13 @@ def _share(arrays: dict[str, np.ndarray], key: str = "flipped") -> float:
 
 
 def _campaigns(hurt: Victim, settings: Settings, steps: Steps) -> dict[str, dict[str, np.ndarray]]:
-    right = np.flatnonzero(hurt.margins > 0)
-    drawn = np.random.default_rng(settings.seed).permutation(right)[: settings.targets].tolist()
-    campaign = Campaign(hurt, drawn, steps)
+    targets = drawn(hurt, settings.targets, settings.seed)
+    campaign = Campaign(hurt, targets, steps)
     found = {}
     for count in settings.images:
         found[f"{count}"] = campaign.run(f"{count} image(s)", Plan(count, rounds=settings.rounds))
     found["second"] = campaign.run("second best", Plan(1, 1, rounds=settings.rounds))
-    fewer = Campaign(hurt, drawn[: settings.radius_targets], steps)
+    fewer = Campaign(hurt, targets[: settings.radius_targets], steps)
     for radius in settings.radii:
         plan = Plan(1, radius=radius, step=radius / 10, rounds=2 * settings.rounds)
         found[f"radius {radius:g}"] = fewer.run(f"radius {radius:g}", plan)
@@ -132,8 +140,7 @@ def _swept(found: dict[str, dict[str, np.ndarray]], way: str) -> dict[float, dic
 
 
 def _claims(found: dict[str, dict[str, np.ndarray]], many: dict[str, Any], why: str) -> list[Claim]:
-    either = found["1"]["flipped"] | found["second"]["flipped"]
-    shares = {1: float(either.mean()), 2: _share(found["2"]), 10: _share(found["10"])}
+    shares = flipped_shares(found)
     total = len(found["1"]["flipped"])
     lines = []
     for count, paper in PAPER.items():
@@ -256,10 +263,9 @@ def _notes(
 
 def _explanation(hurt: Victim, found: dict[str, dict[str, np.ndarray]], settings: Settings) -> str:
     """The experiments behind a miss: what would flip, and what stands between."""
-    right = np.flatnonzero(hurt.margins > 0)
-    drawn = np.random.default_rng(settings.seed).permutation(right)[: settings.radius_targets]
+    targets = drawn(hurt, settings.radius_targets, settings.seed)
     hits = 0
-    for test in drawn.tolist():
+    for test in targets:
         other = (hurt.y != hurt.test_y[test]).nonzero()[:1, 0].tolist()
         same = retrained(
             hurt.inf, torch.nn.Identity(), [Attempt(other, hurt.test_x[[test]], hurt.query([test]))]
@@ -273,7 +279,7 @@ def _explanation(hurt: Victim, found: dict[str, dict[str, np.ndarray]], settings
     )
     return (
         f"With a training photograph exactly on the target in feature space, {hits} of "
-        f"{len(drawn)} targets flip by one. What stands between is the box: aimed straight at the "
+        f"{len(targets)} targets flip by one. What stands between is the box: aimed straight at the "
         f"target, a photograph of the other class comes from a distance of "
         f"{np.median(aimed[min(aimed)]['clean_distance']):.1f} to {reached}. So EfficientNet-lite0 "
         "at 224 pixels bends too little within ±0.5 levels for this pair; the harder pair below "

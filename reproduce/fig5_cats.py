@@ -16,14 +16,13 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from reproduce.campaign import Campaign, Plan, Victim, victim
+from reproduce.campaign import PAPER, Campaign, Plan, Victim, drawn, flipped_shares, victim
 from reproduce.datasets.cats import Cats, cats
 from reproduce.drawing import BLUE, GREEN, GREY, ORANGE, panels
 from reproduce.experiment import Claim, Experiment, Findings, Steps, main
 from reproduce.extractor import Extractor, features_of
 from upweight.bars import track
 
-PAPER = {1: 0.57, 2: 0.77, 10: 0.998}
 SIDE = 224
 
 
@@ -125,9 +124,8 @@ def _victims(settings: Settings, steps: Steps) -> dict[str, Victim]:
 
 
 def _campaigns(name: str, hurt: Victim, settings: Settings, steps: Steps) -> dict[str, Any]:
-    right = np.flatnonzero(hurt.margins > 0)
-    drawn = np.random.default_rng(settings.seed).permutation(right)[: settings.targets].tolist()
-    campaign, short = Campaign(hurt, drawn, steps), name.split(maxsplit=1)[0]
+    targets = drawn(hurt, settings.targets, settings.seed)
+    campaign, short = Campaign(hurt, targets, steps), name.split(maxsplit=1)[0]
     found = {
         f"{count}": campaign.run(f"{short} {count}", Plan(count, rounds=settings.rounds))
         for count in settings.images
@@ -139,20 +137,10 @@ def _campaigns(name: str, hurt: Victim, settings: Settings, steps: Steps) -> dic
     return found
 
 
-def _shares(found: dict[str, dict[str, np.ndarray]]) -> dict[int, float]:
-    """Flipped by 1 (either of two tries, as the paper counts), 2 and 10 images."""
-    either = found["1"]["flipped"] | found["second"]["flipped"]
-    return {
-        1: float(either.mean()),
-        2: float(found["2"]["flipped"].mean()),
-        10: float(found["10"]["flipped"].mean()),
-    }
-
-
 def _claims(both: dict[str, Any]) -> list[Claim]:
     small, large = both
     lines = []
-    shares = {name: _shares(found) for name, found in both.items()}
+    shares = {name: flipped_shares(found) for name, found in both.items()}
     gap = (
         f"At ±0.5 levels an image of 32 x 32 x 3 numbers moves by "
         f"{np.median(both[small]['1']['pixels']):.0f} levels in all and its features by "
@@ -178,7 +166,9 @@ def _figure(both: dict[str, Any]) -> Figure:
     small, large = both
     place = np.arange(3)
     for name, colour, shift in ((small, BLUE, -0.25), (large, ORANGE, 0.0)):
-        axes[0].bar(place + shift, _shares(both[name]).values(), 0.25, color=colour, label=name)
+        axes[0].bar(
+            place + shift, flipped_shares(both[name]).values(), 0.25, color=colour, label=name
+        )
     axes[0].bar(place + 0.25, PAPER.values(), 0.25, color=GREY, label="paper (dog-fish, Inception)")
     axes[0].set(xticks=place, xticklabels=["1", "2", "10"], xlabel="training images changed",
                 ylabel="share of targets flipped", ylim=(0, 1.35), yticks=np.linspace(0, 1, 6))  # fmt: skip
@@ -225,7 +215,7 @@ def run(settings: Settings, steps: Steps) -> Findings:
     values = {
         name: {
             "test_accuracy": float((hurt[name].margins > 0).mean()),
-            "flipped_1_2_10": list(_shares(found).values()),
+            "flipped_1_2_10": list(flipped_shares(found).values()),
             "campaigns": {
                 key: {
                     "targets": len(one["flipped"]),

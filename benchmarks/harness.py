@@ -1,6 +1,6 @@
 """Run the contenders of a task, each in a process of its own, and keep what they cost.
 
-    python -m benchmarks.harness softmax [--only NAME ...] [--threads 1] [--memory-gib 12]
+    python -m benchmarks.harness TASK [--only NAME ...] [--threads 1] [--memory-gib 12]
 
 Results of contenders that are not run again stay in the file.
 """
@@ -12,7 +12,6 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
@@ -22,15 +21,10 @@ import numpy as np
 
 from benchmarks import report
 from benchmarks.contenders import CONTENDERS, Contender, find
+from benchmarks.datasets import scratch
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
-
-
-def scratch(task: str) -> Path:
-    """Where a task keeps its data, weights, truth and scores."""
-    base = os.environ.get("UPWEIGHT_SCRATCH") or Path(tempfile.gettempdir()) / "upweight-bench"
-    return Path(base) / task
 
 
 def interpreter(contender: Contender) -> str:
@@ -52,7 +46,8 @@ def interpreter(contender: Contender) -> str:
 def run_once(task: str, contender: Contender, threads: int, gib: float) -> dict[str, Any]:
     """One measured process; what it cost, or ``{"failed": reason}``."""
     folder = scratch(task)
-    (folder / f"{contender.name}.json").unlink(missing_ok=True)
+    for ending in ("json", "npy"):
+        (folder / f"{contender.name}.{ending}").unlink(missing_ok=True)
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     environment = {**os.environ, **{name: str(threads) for name in names}}
     environment["UPWEIGHT_PROGRESS"] = "0"
@@ -104,12 +99,14 @@ def _outcome(task: str, contender: Contender, runs: list[dict[str, Any]]) -> dic
     written = scratch(task) / f"{contender.name}.npy"
     if not written.exists():
         return report.summarise(runs)
-    truth = importlib.import_module(f"benchmarks.{task}").truth(scratch(task))
-    asked = contender.queries or len(truth)
-    outcome = report.summarise(runs, scale=len(truth) / asked)
+    module = importlib.import_module(f"benchmarks.{task}")
+    truth, scores = module.truth(scratch(task)), np.load(written)
+    outcome = report.summarise(runs, scale=module.ABOUT["queries"] / len(scores))
     if contender.queries:
-        outcome["queries"] = asked
-    return outcome | report.errors(np.load(written), truth[:asked])
+        outcome["queries"] = len(scores)
+    both = min(len(scores), len(truth))  # a network's truth is of its first queries alone
+    judge = report.agreement if hasattr(module, "convergence") else report.errors
+    return outcome | judge(scores[:both], truth[:both])
 
 
 def _commit() -> str:
@@ -148,6 +145,8 @@ def update(task: ModuleType, name: str, wanted: list[Contender], limits: tuple[i
         order = [row.name for row in CONTENDERS[name] if row.name in known]
         kept = {row: known[row] for row in order}
         about = {"task": name, "title": task.TITLE, "about": task.ABOUT}
+        if hasattr(task, "convergence"):
+            about["reference"] = task.convergence(scratch(name))
         report.write(path, {**about, "contenders": kept})
 
 

@@ -3,7 +3,7 @@
 import json
 import re
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,27 @@ import numpy as np
 
 from benchmarks.contenders import FLOOR
 
-__all__ = ["errors", "read", "summarise", "table", "without_paths", "write"]
+__all__ = ["agreement", "errors", "read", "summarise", "table", "without_paths", "write"]
 
 HEADER = (
     "| contender | CPU s | x floor | wall s | peak MiB | error | worst query | settings |",
     "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+)
+NETWORK_HEADER = (
+    "| contender | CPU s | x floor | wall s | peak MiB | pearson | spearman | error | settings |",
+    "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+)
+LEGEND = (
+    "error: ‖scores − exact‖ / ‖exact‖ over the whole matrix, exact in float64; worst query: "
+    "the largest of the same over one query's row. x floor: CPU seconds over those of one "
+    "forward + backward pass over the training data. peak: resident memory above that before "
+    "the call. ~: measured on fewer queries and scaled up. Median of the runs."
+)
+NETWORK_LEGEND = (
+    "pearson, spearman: correlation of a query's scores with the reference, the mean over the "
+    "queries that have one. error: ‖scores − reference‖ / ‖reference‖ over all of these. "
+    "x floor: CPU seconds over those of one forward + backward pass over training data and "
+    "queries. peak: resident memory above that before the call. Median of the runs."
 )
 
 
@@ -30,6 +46,40 @@ def errors(scores: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     rows = np.linalg.norm(gap, axis=1) / np.linalg.norm(truth, axis=1)
     whole = np.linalg.norm(gap) / np.linalg.norm(truth)
     return {"relative_error": _rounded(whole), "worst_query_error": _rounded(rows.max())}
+
+
+def agreement(scores: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Correlations of each row with the truth's, averaged, and the relative error of the whole.
+
+    Example:
+        >>> agreement(np.array([[1.0, 4.0, 9.0]]), np.array([[1.0, 2.0, 3.0]]))["spearman"]
+        1.0
+    """
+    given = scores.astype(np.float64)
+    whole = np.linalg.norm(given - truth) / np.linalg.norm(truth)
+    return {
+        "pearson": _rounded(_correlation(given, truth)),
+        "spearman": _rounded(_correlation(_ranks(given), _ranks(truth))),
+        "relative_error": _rounded(whole),
+    }
+
+
+def _correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Pearson's, row by row, averaged; a constant row has none and counts as 0."""
+    pair = [rows - rows.mean(1, keepdims=True) for rows in (first, second)]
+    size = np.linalg.norm(pair[0], axis=1) * np.linalg.norm(pair[1], axis=1)
+    inner = (pair[0] * pair[1]).sum(1)
+    return float(np.divide(inner, size, out=np.zeros_like(inner), where=size > 0).mean())
+
+
+def _ranks(scores: np.ndarray) -> np.ndarray:
+    """Ranks within each row; equal values share the mean of theirs."""
+    rows = []
+    for row in scores:
+        _, place, count = np.unique(row, return_inverse=True, return_counts=True)
+        last = np.cumsum(count)
+        rows.append((last - (count - 1) / 2)[place])
+    return np.array(rows)
 
 
 def _rounded(value: float) -> float:
@@ -71,40 +121,62 @@ def write(path: Path, results: Mapping[str, Any]) -> None:
 
 def table(results: Mapping[str, Any]) -> str:
     """A Markdown page: what the task is, one row per contender, and on what it was measured."""
-    contenders = results["contenders"]
+    contenders, reference = results["contenders"], results.get("reference")
     floor = contenders.get(FLOOR, {}).get("cpu_s")
     about = "\n".join(f"- {key}: {value}" for key, value in results["about"].items())
-    rows = "\n".join(_row(name, record, floor) for name, record in contenders.items())
+    if reference:
+        about += "\n- " + _reference(reference)
+    header, measures = (NETWORK_HEADER, _correlations) if reference else (HEADER, _errors)
+    rows = "\n".join(_row(name, record, floor, measures) for name, record in contenders.items())
     parts = [
         f"# {results['title']}",
         about,
-        "\n".join((*HEADER, rows)),
-        "error: ‖scores − exact‖ / ‖exact‖ over the whole matrix, exact in float64; worst query: "
-        "the largest of the same over one query's row. x floor: CPU seconds over those of one "
-        "forward + backward pass over the training data. peak: resident memory above that before "
-        "the call. ~: measured on fewer queries and scaled up. Median of the runs.",
+        "\n".join((*header, rows)),
+        NETWORK_LEGEND if reference else LEGEND,
         _machines(contenders),
         "Made by `python -m benchmarks.harness`; do not edit.",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _row(name: str, record: Mapping[str, Any], floor: float | None) -> str:
+def _reference(found: Mapping[str, Any]) -> str:
+    return (
+        f"reference: the first {found['queries']} queries, block conjugate gradients in "
+        f"{found['dtype']}, {found['products']} products, relative residual {found['residual']:.1e}"
+    )
+
+
+def _errors(record: Mapping[str, Any]) -> list[str]:
+    """The cells of a task with exact scores."""
+    keys = ("relative_error", "worst_query_error")
+    return [f"{record[key]:.1e}" if key in record else "–" for key in keys]
+
+
+def _correlations(record: Mapping[str, Any]) -> list[str]:
+    """The cells of a network task."""
+    cells = [f"{record[key]:.3f}" if key in record else "–" for key in ("pearson", "spearman")]
+    return [*cells, f"{record['relative_error']:.1e}" if "relative_error" in record else "–"]
+
+
+def _row(
+    name: str,
+    record: Mapping[str, Any],
+    floor: float | None,
+    measures: Callable[[Mapping[str, Any]], list[str]],
+) -> str:
     settings = ", ".join(f"{key}={value}" for key, value in record["settings"].items())
     said = "; ".join(part for part in (record["note"], record["dtype"], settings) if part)
+    cells = measures(record)
     if "failed" in record:
-        return f"| {name} | – | – | – | – | – | – | **failed: {record['failed']}**; {said} |"
+        empty = " | ".join(["–"] * (4 + len(cells)))
+        return f"| {name} | {empty} | **failed: {record['failed']}**; {said} |"
     about = "~" if record.get("queries") else ""
     multiple = f"{record['cpu_s'] / floor:,.0f}" if floor else "–"
     cost = (f"{record['cpu_s']:,.2f}", multiple, f"{record['wall_s']:,.2f}")
-    error = [
-        f"{record[key]:.1e}" if key in record else "–"
-        for key in ("relative_error", "worst_query_error")
-    ]
     if record.get("queries"):
         said = f"measured on {record['queries']} queries; {said}"
-    cells = [name, *(about + value for value in cost), f"{record['peak_mib']:,}", *error, said]
-    return "| " + " | ".join(cells) + " |"
+    row = [name, *(about + value for value in cost), f"{record['peak_mib']:,}", *cells, said]
+    return "| " + " | ".join(row) + " |"
 
 
 def _machines(contenders: Mapping[str, Any]) -> str:

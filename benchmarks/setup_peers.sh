@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Environments of the peers, one each, because they disagree about numpy and would replace torch.
-#   benchmarks/setup_peers.sh [curvlinops] [pydvl] [dattri]        (all by default)
+#   benchmarks/setup_peers.sh [curvlinops] [kronfluence] [pydvl] [dattri] [captum] [trak]
+# All by default.
 # torch comes first and is pinned; its version is checked again after the peer is in.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -24,12 +25,14 @@ add() { # name, pip arguments: more packages, torch held where it is
 
 check() { # name, module
   ".venv-peers/$1/bin/python" - "$2" "$TORCH" <<'PY'
-import importlib, sys
+import importlib, importlib.util, sys
 import torch
 module, wanted = sys.argv[1:]
 importlib.import_module(module)
 if torch.__version__.split("+")[0] != wanted:
     sys.exit(f"torch became {torch.__version__}, wanted {wanted}")
+if importlib.util.find_spec("torchvision"):
+    sys.exit("torchvision came along: it is tied to another torch")
 print(f"{module} with torch {torch.__version__}")
 PY
 }
@@ -54,6 +57,26 @@ dattri() {
   check dattri dattri
 }
 
-for peer in ${@:-curvlinops pydvl dattri}; do
+# It asks for torchvision without ever importing it.
+kronfluence() {
+  prepare kronfluence numpy
+  add kronfluence accelerate einops einconv opt-einsum safetensors tqdm
+  add kronfluence --no-deps kronfluence==1.0.1
+  check kronfluence kronfluence.analyzer
+}
+
+captum() {
+  prepare captum numpy
+  add captum captum==0.9.0
+  check captum captum.influence
+}
+
+trak() {
+  prepare trak numpy
+  add trak traker==0.3.2
+  check trak trak
+}
+
+for peer in ${@:-curvlinops kronfluence pydvl dattri captum trak}; do
   "$peer"
 done

@@ -4,8 +4,6 @@ Everything here needs torch and numpy alone, so that a peer's environment can lo
 computed without upweight: a dense float64 Hessian, Cholesky, and iterative refinement.
 """
 
-import gzip
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
@@ -14,6 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from benchmarks.datasets import read_idx, source
 
 TITLE = "MNIST softmax regression, scores of 100 queries against 55,000 training examples"
 SET_ASIDE, QUERIES, CLASSES, L2 = 5_000, 100, 10, 0.01
@@ -47,6 +47,11 @@ class Problem:
     weight: Tensor
     l2: float = L2
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the pixels."""
+        return self.inputs.dtype
+
     def model(self, dtype: torch.dtype = torch.float32) -> nn.Linear:
         """The trained model."""
         model = nn.Linear(self.weight.shape[1], self.weight.shape[0], bias=False, dtype=dtype)
@@ -65,25 +70,11 @@ class Problem:
         return replace(self, query_inputs=asked[0], query_labels=asked[1])
 
 
-def _read_idx(path: Path, header: int) -> np.ndarray:
-    with gzip.open(path) as file:
-        return np.frombuffer(file.read(), dtype=np.uint8, offset=header).copy()
-
-
-def _source() -> Path:
-    folder = os.environ.get("UPWEIGHT_DATA")
-    if not folder or not (Path(folder) / "mnist").is_dir():
-        raise SystemExit(
-            "Set UPWEIGHT_DATA to the folder that holds mnist/ (the four official idx .gz files)."
-        )
-    return Path(folder) / "mnist"
-
-
 def prepare(scratch: Path) -> None:
     """Write data, optimum and exact scores to scratch, each once."""
     scratch.mkdir(parents=True, exist_ok=True)
     if not (scratch / "inputs.npy").exists():
-        _write_data(_source(), scratch)
+        _write_data(source("mnist"), scratch)
     if not (scratch / "weight.npy").exists():
         print("training to the optimum in float64")
         np.save(scratch / "weight.npy", _train(load_data(scratch)).numpy())
@@ -92,11 +83,11 @@ def prepare(scratch: Path) -> None:
         np.save(scratch / "truth.npy", exact_scores(load(scratch)).numpy())
 
 
-def _write_data(source: Path, scratch: Path) -> None:
-    train = _read_idx(source / "train-images-idx3-ubyte.gz", 16).reshape(-1, 784)
-    test = _read_idx(source / "t10k-images-idx3-ubyte.gz", 16).reshape(-1, 784)
-    labels = _read_idx(source / "train-labels-idx1-ubyte.gz", 8)
-    test_labels = _read_idx(source / "t10k-labels-idx1-ubyte.gz", 8)
+def _write_data(folder: Path, scratch: Path) -> None:
+    train = read_idx(folder / "train-images-idx3-ubyte.gz", 16).reshape(-1, 784)
+    test = read_idx(folder / "t10k-images-idx3-ubyte.gz", 16).reshape(-1, 784)
+    labels = read_idx(folder / "train-labels-idx1-ubyte.gz", 8)
+    test_labels = read_idx(folder / "t10k-labels-idx1-ubyte.gz", 8)
     np.save(scratch / "labels.npy", labels[SET_ASIDE:].astype(np.int64))
     np.save(scratch / "query_labels.npy", test_labels[:QUERIES].astype(np.int64))
     np.save(scratch / "query_inputs.npy", (test[:QUERIES] / 255).astype(np.float32))

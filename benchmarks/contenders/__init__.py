@@ -5,7 +5,7 @@ in the task's sign and scale (or None where there is nothing to compare).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 __all__ = ["CONTENDERS", "FLOOR", "Contender", "find"]
@@ -60,6 +60,47 @@ def _pydvl(name: str, note: str, **settings: Any) -> Contender:
     return Contender(name, "pydvl", given, note, environment="pydvl", packages=packages)
 
 
+def _network_floor(batch: int) -> Contender:
+    note = "one forward + backward pass over training data and queries"
+    return Contender(FLOOR, "network_floor", {"batch": batch}, note, repeats=3)
+
+
+def _ekfac(name: str, note: str, **settings: Any) -> Contender:
+    return replace(_own(name, note, method="ekfac", damping=0.0, **settings), repeats=1)
+
+
+def _kronfluence(batch: int, covers: str = "") -> tuple[Contender, ...]:
+    """Its rows: they differ in the damping of the factors alone."""
+    dampings = {
+        "kronfluence": (1e-8, "EK-FAC, its default damping"),
+        "kronfluence heuristic": (None, "EK-FAC, its heuristic damping"),
+        "kronfluence l2": ("l2", "EK-FAC, damped by the task's L2"),
+    }
+    packages = ("kronfluence", "torch", "numpy")
+    return tuple(
+        Contender(
+            name,
+            "kronfluence",
+            {"batch": batch, "damping": damping},
+            note + covers,
+            environment="kronfluence",
+            packages=packages,
+        )
+        for name, (damping, note) in dampings.items()
+    )
+
+
+def _curvlinops_ekfac(name: str, note: str, **settings: Any) -> Contender:
+    given = {"kind": "ekfac", "batch": 500, "chunk": 250, **settings}
+    packages = ("curvlinops-for-pytorch", "torch", "numpy")
+    return Contender(
+        name, "curvlinops_ekfac", given, note, environment="curvlinops", packages=packages
+    )
+
+
+_TYPE_2 = "EK-FAC, exact output curvature, damped by the L2; torch.func gradients"
+_SAMPLED = "EK-FAC, one sampled label, damped by the L2; torch.func gradients"
+
 CONTENDERS: dict[str, tuple[Contender, ...]] = {
     "softmax": (
         Contender(FLOOR, "floor", {"batch": 4096}, "one forward + backward pass", repeats=5),
@@ -70,6 +111,13 @@ CONTENDERS: dict[str, tuple[Contender, ...]] = {
         _curvlinops("curvlinops cg", "Gauss-Newton, unpreconditioned", kfac=False),
         _curvlinops("curvlinops cg + kfac", "its K-FAC as preconditioner", kfac=True),
         _pydvl("pydvl cg", "Hessian, block conjugate gradients"),
+    ),
+    "mlp": (
+        _network_floor(256),
+        _ekfac("upweight ekfac", "EK-FAC, no damping beside the L2"),
+        *_kronfluence(500),
+        _curvlinops_ekfac("curvlinops ekfac", _TYPE_2, fisher="type-2"),
+        _curvlinops_ekfac("curvlinops ekfac mc", _SAMPLED, fisher="mc"),
     ),
 }
 

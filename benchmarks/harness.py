@@ -2,7 +2,8 @@
 
     python -m benchmarks.harness TASK [--only NAME ...] [--threads 1] [--memory-gib 12]
 
-Results of contenders that are not run again stay in the file.
+Results of contenders that are not run again stay in the file; their scores, where they are still in
+scratch, are compared anew with the truth. ``--only`` without a name does nothing but that.
 """
 
 import argparse
@@ -99,14 +100,20 @@ def _outcome(task: str, contender: Contender, runs: list[dict[str, Any]]) -> dic
     written = scratch(task) / f"{contender.name}.npy"
     if not written.exists():
         return report.summarise(runs)
-    module = importlib.import_module(f"benchmarks.{task}")
-    truth, scores = module.truth(scratch(task)), np.load(written)
+    module, scores = importlib.import_module(f"benchmarks.{task}"), np.load(written)
     outcome = report.summarise(runs, scale=module.ABOUT["queries"] / len(scores))
     if contender.queries:
         outcome["queries"] = len(scores)
-    both = min(len(scores), len(truth))  # a network's truth is of its first queries alone
+    return outcome | judged(task, contender.name)
+
+
+def judged(task: str, name: str) -> dict[str, float]:
+    """A contender's scores in scratch against the truth; a network's is of its first queries."""
+    module = importlib.import_module(f"benchmarks.{task}")
+    truth, scores = module.truth(scratch(task)), np.load(scratch(task) / f"{name}.npy")
+    both = min(len(scores), len(truth))
     judge = report.agreement if hasattr(module, "convergence") else report.errors
-    return outcome | judge(scores[:both], truth[:both])
+    return judge(scores[:both], truth[:both])
 
 
 def _commit() -> str:
@@ -135,32 +142,41 @@ def machine() -> dict[str, Any]:
 
 
 def update(task: ModuleType, name: str, wanted: list[Contender], limits: tuple[int, float]) -> None:
-    """Run the wanted contenders and store each as soon as it is done."""
+    """Run the wanted contenders and store each as soon as it is done; judge the others again."""
     path = RESULTS / f"{name}.json"
+    known = report.read(path).get("contenders", {})
+    for row, record in known.items():
+        if "failed" not in record and (scratch(name) / f"{row}.npy").exists():
+            record |= judged(name, row)  # the reference may have converged further since
     for contender in wanted:
         print(f"{contender.name}: ", end="", flush=True)
         record = run_contender(name, contender, *limits)
         print(record.get("failed") or f"{record['cpu_s']} CPU s", flush=True)
-        known = report.read(path).get("contenders", {}) | {contender.name: record}
-        order = [row.name for row in CONTENDERS[name] if row.name in known]
-        kept = {row: known[row] for row in order}
-        about = {"task": name, "title": task.TITLE, "about": task.ABOUT}
-        if hasattr(task, "convergence"):
-            about["reference"] = task.convergence(scratch(name))
-        report.write(path, {**about, "contenders": kept})
+        known[contender.name] = record
+        _store(task, name, known)
+    _store(task, name, known)
+
+
+def _store(task: ModuleType, name: str, known: dict[str, Any]) -> None:
+    """The results in the order of the contenders' list, and the table."""
+    kept = {row.name: known[row.name] for row in CONTENDERS[name] if row.name in known}
+    about: dict[str, Any] = {"task": name, "title": task.TITLE, "about": task.ABOUT}
+    if hasattr(task, "convergence"):
+        about["reference"] = task.convergence(scratch(name))
+    report.write(RESULTS / f"{name}.json", {**about, "contenders": kept})
 
 
 def main() -> None:
     """Prepare the task, run, and print the table."""
     parser = argparse.ArgumentParser(description="Run the contenders of a benchmark task.")
     parser.add_argument("task", choices=CONTENDERS)
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="run these contenders alone")
+    parser.add_argument("--only", nargs="*", metavar="NAME", help="these contenders (or none)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--memory-gib", type=float, default=12.0, help="limit of each process")
     given = parser.parse_args()
     task = importlib.import_module(f"benchmarks.{given.task}")
-    wanted = [row for row in CONTENDERS[given.task] if not given.only]
-    wanted += [find(given.task, name) for name in given.only or ()]
+    asked = [row.name for row in CONTENDERS[given.task]] if given.only is None else given.only
+    wanted = [find(given.task, name) for name in asked]
     task.prepare(scratch(given.task))
     update(task, given.task, wanted, (given.threads, given.memory_gib))
     print((RESULTS / f"{given.task}.md").read_text())

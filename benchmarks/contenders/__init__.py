@@ -98,7 +98,25 @@ def _curvlinops_ekfac(name: str, note: str, **settings: Any) -> Contender:
     )
 
 
+def _peer(name: str, module: str, package: str, note: str, **settings: Any) -> Contender:
+    environment = module.split("_", maxsplit=1)[0]
+    packages = (package, "torch", "numpy")
+    return Contender(name, module, settings, note, environment=environment, packages=packages)
+
+
+def _captum(kind: str, note: str, **settings: Any) -> Contender:
+    name = "captum last layer" if kind == "last" else "captum"
+    return _peer(name, "captum", "captum", f"{note}; no curvature", kind=kind, **settings)
+
+
+def _trak(note: str = "") -> Contender:
+    said = f"one checkpoint, margins, Gaussian projection{note}"
+    return _peer("trak", "trak", "traker", said, batch=500, dimension=512)
+
+
 _TYPE_2 = "EK-FAC, exact output curvature, damped by the L2; torch.func gradients"
+_PYDVL = "EK-FAC, eigenvalues corrected, damped by the L2"
+_DATTRI = "EK-FAC of the empirical Fisher matrix, damped by the L2"
 _SAMPLED = "EK-FAC, one sampled label, damped by the L2; torch.func gradients"
 
 CONTENDERS: dict[str, tuple[Contender, ...]] = {
@@ -118,6 +136,52 @@ CONTENDERS: dict[str, tuple[Contender, ...]] = {
         *_kronfluence(500),
         _curvlinops_ekfac("curvlinops ekfac", _TYPE_2, fisher="type-2"),
         _curvlinops_ekfac("curvlinops ekfac mc", _SAMPLED, fisher="mc"),
+        _peer("pydvl ekfac", "pydvl_ekfac", "pyDVL", _PYDVL, batch=500, chunk=500),
+        _peer("dattri ekfac", "dattri", "dattri", _DATTRI, batch=500),
+        _captum("hooks", "TracInCP, all layers", batch=500),
+        _captum("last", "TracInCPFast, last layer", batch=500),
+        _trak(),
+    ),
+    "cnn": (
+        _network_floor(100),
+        _ekfac("upweight ekfac", "EK-FAC, no damping beside the L2"),
+        *_kronfluence(250),
+        _curvlinops_ekfac("curvlinops ekfac", _TYPE_2, fisher="type-2", batch=100),
+        _curvlinops_ekfac("curvlinops ekfac mc", _SAMPLED, fisher="mc", batch=100),
+        _captum("hooks", "TracInCP, all layers", batch=250),
+        _captum("last", "TracInCPFast, last layer", batch=500),
+        _trak(),
+    ),
+    "transformer": (
+        _network_floor(20),
+        _ekfac("upweight ekfac", "EK-FAC, no damping beside the L2"),
+        *_kronfluence(50, "; Linear layers alone, 95 % of the parameters"),
+        _curvlinops_ekfac(
+            "curvlinops ekfac", "EK-FAC, one sampled label", fisher="mc", batch=20, chunk=50
+        ),
+        _curvlinops_ekfac(
+            "curvlinops kfac",
+            "K-FAC (expand) of the Linear layers alone, one sampled label, damped by the L2",
+            kind="kfac",
+            fisher="mc",
+            batch=20,
+            chunk=50,
+        ),
+        _captum("loop", "TracInCP, all parameters, one backward pass each", batch=50),
+    ),
+    "resnet9": (
+        _network_floor(50),
+        _ekfac("upweight ekfac", "EK-FAC, no damping beside the L2"),
+        *_kronfluence(100, "; all but the 0.5 % of the parameters in norms"),
+        _curvlinops_ekfac(
+            "curvlinops ekfac mc",
+            f"{_SAMPLED}; all but the 0.5 % of the parameters in norms",
+            fisher="mc",
+            batch=50,
+            chunk=100,
+        ),
+        _captum("loop", "TracInCP, all parameters, one backward pass each", batch=50),
+        _captum("last", "TracInCPFast, last layer", batch=250),
     ),
 }
 

@@ -1,14 +1,18 @@
 """The benchmark harness on a task of three queries, with a contender that needs no peer."""
 
+import importlib
 import json
 import re
 import sys
+from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
-from benchmarks import contenders, harness, report
+from benchmarks import contenders, harness, networks, reference, report, transformer
 from benchmarks.contenders import Contender
 
 TRUTH = np.arange(1.0, 13.0).reshape(3, 4)
@@ -107,8 +111,6 @@ def test_unknown_contender_is_named():
 
 
 def test_exact_scores_solve_the_problem():
-    import torch
-
     from benchmarks import softmax
 
     generator = torch.Generator().manual_seed(0)
@@ -120,3 +122,133 @@ def test_exact_scores_solve_the_problem():
     objective = Objective(problem.model(torch.float64), "cross_entropy", l2=0.01, removal="sum")
     scores = Influence(objective, (x.double(), y)).explain((q.double(), z))
     assert np.allclose(np.asarray(scores), softmax.exact_scores(problem).numpy(), rtol=1e-9)
+
+
+def test_agreement_ignores_what_it_should():
+    random = np.random.default_rng(0)
+    truth = random.normal(size=(3, 50))
+    scaled = 5 * truth + np.array([[1.0], [2.0], [3.0]])
+    found = report.agreement(scaled, truth)
+    assert found["pearson"] == found["spearman"] == 1.0
+    assert found["relative_error"] > 3
+    monotone = report.agreement(np.exp(3 * truth), truth)
+    assert monotone["spearman"] == 1.0 > monotone["pearson"]
+    assert report.agreement(-truth, truth)["pearson"] == -1.0
+    assert report.agreement(np.ones_like(truth), truth)["pearson"] == 0.0
+
+
+def test_spearman_shares_ranks_of_equal_scores():
+    from scipy.stats import spearmanr
+
+    random = np.random.default_rng(1)
+    scores = random.integers(0, 4, size=(2, 30)).astype(float)
+    truth = random.normal(size=(2, 30))
+    wanted = np.mean([spearmanr(a, b).statistic for a, b in zip(scores, truth, strict=True)])
+    assert report.agreement(scores, truth)["spearman"] == pytest.approx(wanted, rel=5e-3)
+
+
+def test_table_of_a_network_task(task):
+    about = {"queries": 2, "residual": 5e-4, "products": 7, "dtype": "float64"}
+    task.convergence = lambda _: about
+    task.truth = lambda _: TRUTH[:2]  # of the first queries alone
+    harness.update(task, "tiny", list(contenders.CONTENDERS["tiny"]), (1, 4.0))
+    stored = json.loads((harness.RESULTS / "tiny.json").read_text())
+    assert stored["reference"] == about
+    good = stored["contenders"]["good"]
+    assert (good["pearson"], good["spearman"], good["relative_error"]) == (1.0, 1.0, 0.5)
+    page = (harness.RESULTS / "tiny.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    assert "| pearson | spearman |" in rows[0]
+    assert len({line.count("|") for line in rows}) == 1
+    assert "relative residual 5.0e-04" in page
+
+    task.truth = lambda _: 3 * TRUTH[:2]  # a better reference: stored scores are judged again
+    harness.update(task, "tiny", [], (1, 4.0))
+    stored = json.loads((harness.RESULTS / "tiny.json").read_text())["contenders"]
+    assert (good["cpu_s"], stored["good"]["relative_error"]) == (stored["good"]["cpu_s"], 0.5)
+    assert stored["few"]["relative_error"] == pytest.approx(2 / 3, rel=1e-2)
+
+
+def small_transformer(monkeypatch):
+    for name, value in {"LETTERS": 7, "CONTEXT": 6, "WIDTH": 8, "HEADS": 2}.items():
+        monkeypatch.setattr(transformer, name, value)
+    letters = torch.randint(7, (30, 7), generator=torch.Generator().manual_seed(0))
+    train, asked = letters[:25], letters[25:]
+    return train[:, :-1], train[:, 1:], asked[:, :-1], asked[:, 1:], transformer.Transformer
+
+
+def small_perceptron():
+    generator = torch.Generator().manual_seed(0)
+    x, q = torch.rand(25, 5, generator=generator), torch.rand(5, 5, generator=generator)
+    y, z = torch.arange(25) % 4, torch.arange(5) % 4
+    return x, y, q, z, lambda: nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 4))
+
+
+def recipe(arrays, build):
+    data = {name: x.numpy() for name, x in zip(networks.NAMES, arrays, strict=True)}
+    return networks.Recipe(
+        data=lambda: data,
+        build=build,
+        optimiser=lambda p: torch.optim.SGD(p, lr=0.05),
+        l2=1e-2,
+        epochs=1,
+        batch=5,
+        queries=2,
+        exact=reference.Plan(batch=10, together=1, tolerance=1e-9),
+    )
+
+
+def dense_scores(problem):
+    """(1/n) g_q . (G + l2)^-1 g_i with G from the whole Jacobian."""
+    flat = reference.Flat(problem, torch.float64)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        outputs = flat(flat.theta, problem.inputs)
+        rows = torch.func.jacrev(lambda t: flat(t, problem.inputs))(flat.theta)
+    p = torch.softmax(outputs.flatten(0, -2), -1)
+    rows = rows.reshape(*p.shape, -1)
+    bend = torch.diag_embed(p) - p[:, :, None] * p[:, None]
+    matrix = torch.einsum("nap,nab,nbq->pq", rows, bend, rows) / len(p)
+    matrix.diagonal().add_(problem.l2)
+    pairs = ((problem.query_inputs, problem.query_labels), (problem.inputs, problem.labels))
+    asked, given = (reference.gradients(problem, flat, *pair) for pair in pairs)
+    return asked @ torch.linalg.solve(matrix, given.T) / len(problem.inputs)
+
+
+@pytest.mark.parametrize("kind", ["perceptron", "transformer"])
+def test_task_protocol_and_reference(kind, monkeypatch, tmp_path):
+    made = small_perceptron() if kind == "perceptron" else small_transformer(monkeypatch)
+    task = recipe(made[:4], made[4])
+    task.prepare(tmp_path)
+    problem = task.load(tmp_path).to(torch.float64)
+    assert problem.model()(problem.inputs).dtype == torch.float64
+    assert problem.losses(problem.model()(problem.inputs), problem.labels).shape == (25,)
+    assert len(problem.first(3).query_inputs) == 3
+    wanted = dense_scores(problem.first(2)).numpy()
+    assert task.convergence(tmp_path)["residual"] < 1e-8
+    assert np.allclose(task.truth(tmp_path), wanted, rtol=1e-6, atol=1e-9 * abs(wanted).max())
+
+
+def test_reference_goes_on_where_it_was_left(tmp_path):
+    made = small_perceptron()
+    task = recipe(made[:4], made[4])
+    task = replace(task, exact=replace(task.exact, minutes=0.0))
+    task.prepare(tmp_path)
+    assert task.convergence(tmp_path)["products"] == 0
+    task.refine(tmp_path, minutes=1.0)
+    assert task.convergence(tmp_path)["residual"] < 1e-8
+
+
+def test_every_network_task_has_the_protocol():
+    for name in set(contenders.CONTENDERS) - {"softmax", "tiny"}:
+        module = importlib.import_module(f"benchmarks.{name}")
+        network = module.RECIPE.build()
+        assert sum(p.numel() for p in network.parameters()) == module.ABOUT["parameters"]
+        for needed in ("TITLE", "prepare", "load", "truth", "convergence"):
+            assert hasattr(module, needed)
+
+
+def test_contenders_rows_are_unique():
+    for rows in contenders.CONTENDERS.values():
+        names = [row.name for row in rows]
+        assert len(set(names)) == len(names)
+        assert names[0] == contenders.FLOOR

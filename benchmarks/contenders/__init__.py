@@ -155,7 +155,7 @@ CONTENDERS: dict[str, tuple[Contender, ...]] = {
     "transformer": (
         _network_floor(20),
         _ekfac("upweight ekfac", "EK-FAC, no damping beside the L2"),
-        *_kronfluence(50, "; Linear layers alone, 95 % of the parameters"),
+        *_kronfluence(50, "; Linear layers alone, 94 % of the parameters"),
         _curvlinops_ekfac(
             "curvlinops ekfac", "EK-FAC, one sampled label", fisher="mc", batch=20, chunk=50
         ),

@@ -12,8 +12,8 @@ from torch import Tensor
 from upweight.bars import track
 from upweight.data import Batch, Data
 from upweight.errors import NonFiniteError, NotConvergedError
-from upweight.gradients import dense_gradients, per_example
-from upweight.linalg import Inverse
+from upweight.gradients import dense_gradients, layout_of, linear_form, per_example
+from upweight.linalg import BlockRows, DenseGradients, Gradients, Inverse
 from upweight.meaning import removal_gradient_row, removal_score
 from upweight.objective import Measure, Objective, require_finite
 from upweight.risk import DEFAULT_BATCH, Risk
@@ -33,7 +33,7 @@ __all__ = [
 
 Rescale = Callable[[Objective, Batch], Tensor]
 LARGE_BATCH = 4096
-ROW_BYTES = 256 * 2**20
+ROW_BYTES, BATCH_BYTES = 256 * 2**20, 64 * 2**20
 
 
 class Sink(ABC):
@@ -85,6 +85,24 @@ def query_batches(objective: Objective, queries: Data, measure: Measure) -> Iter
         yield placed
 
 
+def query_gradients(objective: Objective, queries: Data, measure: Measure) -> Gradients:
+    """Gradients of the measure of every query, checked.
+
+    Raises:
+        LossError, NonFiniteError: the measure is not per example, or not finite.
+    """
+    parts = []
+    for batch in query_batches(objective, queries, measure):
+        found = per_example(objective, batch, measure)
+        slopes = found.combine(torch.ones(1, len(batch)).to(objective.l2))
+        if not bool(torch.isfinite(slopes.sum())):
+            dense_gradients(objective, batch, measure)  # names the row and the parameter
+        parts.append(found)
+    if len(parts) == 1:
+        return parts[0]
+    return DenseGradients(torch.cat([part.dense() for part in parts]))
+
+
 def query_rows(objective: Objective, queries: Data, measure: Measure) -> Tensor:
     """Gradients ``[q, p]`` of the measure of every query, checked.
 
@@ -133,16 +151,23 @@ def located(risk: Risk) -> Iterator[None]:
         raise
 
 
-def _batch_rows(risk: Risk) -> int:
-    return risk.data.batch_size or LARGE_BATCH
+def batch_rows(risk: Risk) -> int:
+    """Training examples looked at together: what the user's loader says, or as memory allows."""
+    if risk.data.batch_size is not None:
+        return risk.data.batch_size
+    batch, _ = risk.at(torch.arange(min(16, len(risk.data)), device="cpu"))
+    if linear_form(risk.objective, batch) is not None:
+        return LARGE_BATCH
+    row = layout_of(risk.objective, batch).row_bytes
+    return max(1, min(LARGE_BATCH, BATCH_BYTES // max(row, 1)))
 
 
-def score(risk: Risk, rows: Tensor, sink: Sink, rescale: Rescale | None = None) -> None:
+def score(risk: Risk, rows: Tensor | BlockRows, sink: Sink, rescale: Rescale | None = None) -> None:
     """One pass over the training data: score[q, i] = share_i · s_q·∇ℓ̃(z_i).
 
     Args:
         risk: objective and training data.
-        rows: preconditioned queries s_q = ∇m(q) H⁻¹, ``[q, p]``.
+        rows: preconditioned queries s_q = ∇m(q) H⁻¹, ``[q, p]`` or block by block.
         sink: takes the blocks.
         rescale: a factor ``[b]`` on each example's gradient, for the ablations; the L2 part is
             left out then.
@@ -151,10 +176,13 @@ def score(risk: Risk, rows: Tensor, sink: Sink, rescale: Rescale | None = None) 
         NonFiniteError: naming the batch.
     """
     objective = risk.objective
-    extra = (rows @ removal_gradient_row(objective))[:, None]
-    start, count = 0, -(-len(risk.data) // _batch_rows(risk))
-    for batch, share in track(risk.batches(_batch_rows(risk)), "scores", count):
-        products = per_example(objective, batch).dot(rows)
+    row = removal_gradient_row(objective)
+    extra = (rows.times(row) if isinstance(rows, BlockRows) else rows @ row)[:, None]
+    size = batch_rows(risk)
+    start, count = 0, -(-len(risk.data) // size)
+    for batch, share in track(risk.batches(size), "scores", count):
+        gradients = per_example(objective, batch)
+        products = rows.dot(gradients) if isinstance(rows, BlockRows) else gradients.dot(rows)
         products = products + extra if rescale is None else products * rescale(objective, batch)
         require_finite(products.T, "The gradient product", batch)
         sink.write(start, removal_score(products, share))
@@ -176,10 +204,10 @@ def self_influence(risk: Risk, inverse: Inverse) -> np.ndarray:
     parts = []
     count = -(-len(risk.data) // size)
     for batch, share in track(risk.batches(size), "self-influence", count):
-        rows = dense_gradients(objective, batch)
-        own = inverse.quadratic(rows)
+        gradients = per_example(objective, batch)
+        own = inverse.self_products(gradients)
         if turned is not None:
-            own = own + rows @ turned
+            own = own + gradients.dot(turned[None])[0]
         parts.append(removal_score(own, share))
     values = torch.cat(parts)
     if not bool(torch.isfinite(values).all()):

@@ -18,14 +18,14 @@ from upweight.answers import (
     WhatIf,
 )
 from upweight.data import Data
-from upweight.engine import MatrixSink, located, query_rows, score, self_influence
+from upweight.engine import MatrixSink, located, query_gradients, score, self_influence
 from upweight.errors import InputError
 from upweight.fingerprints import fingerprint
 from upweight.gradients import dense_gradients, mixed_derivative
 from upweight.groups import Groups, effects
 from upweight.guard import Guard
 from upweight.l2 import derivative
-from upweight.linalg import Inverse, Status
+from upweight.linalg import BlockRows, Inverse, Status
 from upweight.meaning import meaning_of, removal_gradient_row
 from upweight.methods import Baseline, Method, resolve_method
 from upweight.objective import Measure, Objective
@@ -151,20 +151,28 @@ class Influence:
 
     def _precondition(
         self, queries: Data, measure: Measure, *, accept: bool
-    ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-        """Rows s_q = ∇m(q) H⁻¹ ``[q, p]``, their residuals ``[q]``, and caveats."""
-        rows = query_rows(self.objective, queries, measure)
+    ) -> tuple[Tensor | BlockRows, Tensor, tuple[str, ...]]:
+        """Rows s_q = ∇m(q) H⁻¹, their residuals ``[q]``, and caveats."""
+        gradients = query_gradients(self.objective, queries, measure)
         with located(self.risk):
-            solution = self.inverse.solve(rows)
+            solution = self.inverse.precondition(gradients)
             if not accept:
                 solution.require()
         failed = sum(status != Status.CONVERGED for status in solution.status)
         kinds = sorted({s.value for s in solution.status if s != Status.CONVERGED})
-        caveat = f"{failed} of {len(rows)} solves accepted although {', '.join(kinds)}"
+        caveat = f"{failed} of {len(queries)} solves accepted although {', '.join(kinds)}"
+        notes = self.inverse.notes
         if solution.error is not None and bool(torch.isfinite(solution.error).any()):
             noise = f"standard error of the solves ≤ {float(solution.error.nan_to_num().max()):.1%}"
-            return solution.value, solution.residual, (noise, *([caveat] if failed else []))
-        return solution.value, solution.residual, (caveat,) if failed else ()
+            notes = (*notes, noise)
+        return solution.value, solution.residual, (*notes, *([caveat] if failed else []))
+
+    def _dense_rows(
+        self, queries: Data, measure: Measure, *, accept: bool
+    ) -> tuple[Tensor, tuple[str, ...]]:
+        """Rows s_q ``[q, p]`` as a tensor, and caveats."""
+        rows, _, caveats = self._precondition(queries, measure, accept=accept)
+        return rows.dense() if isinstance(rows, BlockRows) else rows, caveats
 
     def explain(
         self, queries: Any, *, measure: Measure | None = None, accept: bool = False
@@ -187,7 +195,7 @@ class Influence:
         if isinstance(self.method, Baseline):
             return self._compare(self.method, data)
         rows, residual, caveats = self._precondition(data, asked, accept=accept)
-        sink = MatrixSink(len(data), len(self.data), rows.dtype)
+        sink = MatrixSink(len(data), len(self.data), self.objective.space.dtype)
         with located(self.risk):
             score(self.risk, rows, sink, self.method.rescale)
         return Scores(
@@ -273,7 +281,7 @@ class Influence:
         """
         self._guard.check()
         data, positions = Data.of(queries), self.data.positions(ids)
-        rows, _, _ = self._precondition(data, self.objective.measure, accept=accept)
+        rows, _ = self._dense_rows(data, self.objective.measure, accept=accept)
         batch, share = self.risk.at(positions)
         mixed = mixed_derivative(self.objective, batch, rows)
         return Perturbation(data.ids, self.data.ids[positions.numpy()], -mixed, share)
@@ -304,7 +312,7 @@ class Influence:
         ids: Any = remove if isinstance(remove, (str, int)) else tuple(remove)
         change = changes.Change(ids, relabel or {}, reweight or {}, replace or {})
         data = Data.of(on)
-        rows, _, caveats = self._precondition(data, self.objective.measure, accept=False)
+        rows, caveats = self._dense_rows(data, self.objective.measure, accept=False)
         return changes.predict(self.risk, change, data, rows, caveats)
 
     def group_effects(

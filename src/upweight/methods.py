@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from upweight.curvature import Sketch, curvature
+from upweight.curvature import Fit, Sketch, curvature
 from upweight.data import Batch
 from upweight.engine import Rescale
 from upweight.errors import InputError
@@ -22,6 +22,7 @@ from upweight.linalg import (
     Operator,
     Solution,
     Solver,
+    Spectral,
     Status,
 )
 from upweight.objective import Objective
@@ -39,7 +40,7 @@ class Method:
     Attributes:
         name: as in tables and on the command line.
         summary: one line for a person.
-        curvature: "hessian", "ggn", "fisher" or "empirical_fisher".
+        curvature: a name in ``CURVATURES``, or a function that fits one to a Risk.
         solver: how the curvature is inverted; None for the identity in place of H⁻¹.
         rescale: a factor on each training gradient (ablations only).
 
@@ -50,7 +51,7 @@ class Method:
 
     name: str
     summary: str
-    curvature: str = "hessian"
+    curvature: str | Fit = "hessian"
     solver: Solver | None = None
     rescale: Rescale | None = None
 
@@ -115,7 +116,7 @@ class _Given(Inverse):
         self.product = product
         self.size, self.dtype, self.device = space.size, space.dtype, space.device
 
-    def solve(self, rows: Tensor) -> Solution:
+    def solve(self, rows: Tensor) -> Solution[Tensor]:
         """The product; its residual is unknown."""
         unknown = torch.full((len(rows),), torch.nan, dtype=rows.dtype, device=rows.device)
         return Solution(self.product(rows), unknown, (Status.CONVERGED,) * len(rows))
@@ -195,6 +196,14 @@ METHODS: dict[str, Method | Baseline] = {
         Method("ggn_cg", "Gauss-Newton, conjugate gradients", "ggn", _CG),
         Method("fisher", "true Fisher, Cholesky", "fisher", Cholesky()),
         Method("empirical_fisher", "empirical Fisher, Cholesky", "empirical_fisher", Cholesky()),
+        Method("ekfac", "Gauss-Newton, eigenvalue-corrected K-FAC", "ekfac", Spectral()),
+        Method("kfac", "Gauss-Newton, Kronecker factors", "kfac", Spectral()),
+        Method("kfac_reduce", "the same, positions averaged", "kfac_reduce", Spectral()),
+        Method("eshampoo", "Gauss-Newton, eigenvalue-corrected Shampoo", "eshampoo", Spectral()),
+        Method("diagonal", "Gauss-Newton, its diagonal", "diagonal", Spectral()),
+        Method(
+            "empirical_ekfac", "empirical Fisher, corrected K-FAC", "empirical_ekfac", Spectral()
+        ),
         Method("no_hessian", "gradient dot product: identity for H⁻¹"),
         Method(
             "no_train_loss",

@@ -1,7 +1,7 @@
 """What was minimised, R(θ) = Σ w_i ℓ(z_i, θ) / Σ w_i + ½ θᵀ Λ θ, and what is asked of a query."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal, final
 
@@ -115,6 +115,14 @@ class Objective:
         twin.l2 = self.l2.double()
         return twin
 
+    def of_part(self, names: Sequence[str]) -> "Objective":
+        """The same objective as a function of some of its parameters, the others held."""
+        twin = copy.copy(self)
+        twin.space = ParameterSpace(self.model, list(names))
+        blocks = self.space.unflatten(self.l2)
+        twin.l2 = twin.space.flatten({name: blocks[name] for name in twin.space.shapes})
+        return twin
+
     def with_l2(self, row: Tensor) -> "Objective":
         """The same objective of the same module with another λ of every parameter, ``[p]``."""
         twin = copy.copy(self)
@@ -163,6 +171,17 @@ class Objective:
             outputs = functional_call(self.model, values, (), arguments)
         else:
             outputs = functional_call(self.model, values, arguments)
+        return self._answer(outputs)
+
+    def call(self, batch: Batch) -> Any:
+        """Outputs of the module itself, as the user would call it."""
+        arguments = batch.inputs
+        if isinstance(arguments, dict):
+            return self._answer(self.model(**arguments))
+        return self._answer(self.model(*arguments))
+
+    def _answer(self, outputs: Any) -> Any:
+        """What the loss is given: logits where it is a named one and the model returns more."""
         if isinstance(self.loss, CustomLoss) or isinstance(outputs, Tensor):
             return outputs
         return getattr(outputs, "logits", outputs)
@@ -173,13 +192,17 @@ class Objective:
 
     def measured(self, measure: Measure) -> Callable[[Mapping[str, Tensor], Batch], Tensor]:
         """The function (params, batch) -> ``[q]`` of a measure."""
-        if callable(measure):
-            asked = measure
-        elif measure == "loss":
-            return self.losses
-        else:
-            asked = getattr(self.loss, check_measure(measure))
+        asked = self.measured_at(measure)
         return lambda params, batch: asked(self.outputs(params, batch), batch.targets)
+
+    def measured_at(self, measure: Measure) -> Callable[[Any, Any], Tensor]:
+        """The function (outputs, targets) -> ``[q]`` of a measure."""
+        if callable(measure):
+            return measure
+        if measure == "loss":
+            return self.loss
+        asked: Callable[[Any, Any], Tensor] = getattr(self.loss, check_measure(measure))
+        return asked
 
     def _try(self, batch: Batch, measure: Measure, role: str) -> Any:
         """The measure of a batch, with a clear word when the model cannot take it."""

@@ -86,6 +86,10 @@ class ParameterSpace:
         """The current values, detached (views, not copies)."""
         return {name: p.detach() for name, p in self._chosen.items()}
 
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The chosen parameters themselves."""
+        return dict(self._chosen)
+
     def row(self) -> Tensor:
         """The current values as one row ``[p]`` (a copy)."""
         return self.flatten(self.values())

@@ -7,7 +7,7 @@ from typing import final
 
 import torch
 
-from upweight.curvature import curvature
+from upweight.curvature import Fit, curvature
 from upweight.gradients import linear_form, per_example
 from upweight.linalg import CG, Cholesky, LiSSA
 from upweight.methods import Baseline, Method
@@ -106,7 +106,7 @@ def _floor(risk: Risk) -> float:
     return _seconds(work) * len(risk.data) / rows
 
 
-def _product(risk: Risk, name: str, queries: int) -> float:
+def _product(risk: Risk, name: str | Fit, queries: int) -> float:
     """Seconds of one curvature product of all queries over the data, from a sample."""
     rows, width = min(PROBE_ROWS, len(risk.data)), min(queries, PROBE_WIDTH)
     sample = curvature(name, Risk(risk.objective, risk.data.take(torch.arange(rows, device="cpu"))))

@@ -186,8 +186,9 @@ def train(problem: Problem, theta: Tensor, steps: int = 50) -> Tensor:
         if g.norm() < 1e-13:
             break
         step = torch.linalg.solve(hessian(problem, theta), g)
-        size = 1.0
-        while problem.risk(theta - size * step) > problem.risk(theta) and size > 1e-8:
+        size, known = 1.0, float(problem.risk(theta))
+        # Near the minimum a fall is smaller than rounding, and must not shorten the step.
+        while problem.risk(theta - size * step) > known + 1e-14 * abs(known) and size > 1e-8:
             size /= 2
         theta = theta - size * step
     return theta

@@ -1,17 +1,32 @@
 """Curvature: fitted over the data, represented as a linalg operator."""
 
+from upweight.curvature.kronecker import EKFAC, KFAC
 from upweight.curvature.linear import LinearCurvature
-from upweight.curvature.names import CURVATURES, curvature
+from upweight.curvature.moments import Axes, Expand, Gradient, Moments, Reduce
+from upweight.curvature.names import CURVATURES, Fit, curvature
 from upweight.curvature.preconditioner import Sketch
 from upweight.curvature.products import EmpiricalFisher, Fisher, GaussNewton, Hessian
+from upweight.curvature.slopes import Columns, Draws, Labels, Slopes
 
 __all__ = [
     "CURVATURES",
+    "EKFAC",
+    "KFAC",
+    "Axes",
+    "Columns",
+    "Draws",
     "EmpiricalFisher",
+    "Expand",
     "Fisher",
+    "Fit",
     "GaussNewton",
+    "Gradient",
     "Hessian",
+    "Labels",
     "LinearCurvature",
+    "Moments",
+    "Reduce",
     "Sketch",
+    "Slopes",
     "curvature",
 ]

@@ -1,7 +1,6 @@
 """The curvature of linear, logistic and softmax models in closed form, without autograd."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import final
 
 import torch
@@ -9,8 +8,9 @@ from torch import Tensor
 
 from upweight.bars import track
 from upweight.gradients import LinearForm
-from upweight.gradients.values import join_blocks, split_rows
 from upweight.linalg import MeanOperator
+from upweight.linalg.gram import gram
+from upweight.linalg.values import join_blocks, split_rows
 from upweight.losses import OutputLoss
 from upweight.risk import Risk
 
@@ -18,8 +18,6 @@ __all__ = ["LinearCurvature"]
 
 ROWS = 8192
 BLOCK_BYTES = 128 * 2**20
-PIECE = 2048
-SLICES = 6
 
 
 @final
@@ -29,18 +27,6 @@ class _Part:
     outputs: Tensor
     targets: Tensor
     share: Tensor
-
-
-def _gram(features: Tensor, weights: Tensor) -> Tensor:
-    """Xᵀ diag(w) X: symmetric, so only column slices j ≥ i are computed, in nearby pieces."""
-    width = features.shape[1]
-    gram = features.new_zeros(width, width)
-    edges = [width * i // SLICES for i in range(SLICES + 1)]
-    for x, w in zip(features.split(PIECE), weights.split(PIECE), strict=True):
-        scaled = x * w[:, None]
-        for start, stop in pairwise(edges):
-            gram[start:stop, start:].addmm_(scaled[:, start:stop].T, x[:, start:])
-    return gram.triu() + gram.triu(1).T
 
 
 @final
@@ -155,13 +141,13 @@ class LinearCurvature(MeanOperator):
             for k, l in pairs:
                 if (closed and k == l) or not bool(bend[:, k, l].any()):
                     continue
-                gram = _gram(part.features, bend[:, k, l])
-                blocks[k, :, l, :] += gram
+                block = gram(part.features, bend[:, k, l])
+                blocks[k, :, l, :] += block
                 if k != l:
-                    blocks[l, :, k, :] += gram
+                    blocks[l, :, k, :] += block
                 if closed:
-                    blocks[k, :, k, :] -= gram
-                    blocks[l, :, l, :] -= gram
+                    blocks[k, :, k, :] -= block
+                    blocks[l, :, l, :] -= block
         dense = self._arranged(blocks)
         dense.diagonal().add_(self.risk.objective.l2)
         return dense

@@ -4,25 +4,36 @@ from collections.abc import Callable
 
 import torch
 
+from upweight.curvature.kronecker import EKFAC, KFAC
 from upweight.curvature.linear import LinearCurvature
+from upweight.curvature.moments import Axes, Gradient, Reduce
 from upweight.curvature.products import EmpiricalFisher, Fisher, GaussNewton, Hessian
+from upweight.curvature.slopes import Labels
 from upweight.errors import InputError
 from upweight.gradients import linear_form
-from upweight.linalg import MeanOperator
+from upweight.linalg import Operator
 from upweight.risk import Risk
 
-__all__ = ["CURVATURES", "curvature"]
+__all__ = ["CURVATURES", "Fit", "curvature"]
 
-CURVATURES: dict[str, Callable[[Risk], MeanOperator]] = {
+Fit = Callable[[Risk], Operator]
+
+CURVATURES: dict[str, Fit] = {
     "hessian": Hessian,
     "ggn": GaussNewton,
     "fisher": Fisher,
     "empirical_fisher": EmpiricalFisher,
+    "ekfac": EKFAC(),
+    "kfac": KFAC(),
+    "kfac_reduce": KFAC(Reduce),
+    "eshampoo": EKFAC(Gradient),
+    "diagonal": EKFAC(Axes),
+    "empirical_ekfac": EKFAC(slopes=Labels()),
 }
 
 
-def curvature(name: str, risk: Risk) -> MeanOperator:
-    """The curvature of a risk by name.
+def curvature(name: str | Fit, risk: Risk) -> Operator:
+    """The curvature of a risk by name, or by a function that fits one.
 
     For a model that is linear in its parameters the Hessian and the GGN are one matrix, taken in
     closed form.
@@ -38,6 +49,8 @@ def curvature(name: str, risk: Risk) -> MeanOperator:
         >>> type(curvature("ggn", risk)).__name__
         'LinearCurvature'
     """
+    if callable(name):
+        return name(risk)
     if name not in CURVATURES:
         raise InputError(f"The curvature {name!r} is unknown. Known: {', '.join(CURVATURES)}.")
     if name in ("hessian", "ggn"):

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from upweight.curvature.linear import LinearCurvature
-from upweight.gradients.values import join_blocks, split_rows
 from upweight.linalg import Operator, Shifted
+from upweight.linalg.values import join_blocks, split_rows
 
 __all__ = ["Sketch"]
 

@@ -7,23 +7,28 @@ from upweight.gradients.autograd import (
     pull_back,
     push_forward,
 )
+from upweight.gradients.capture import Layout, Observation, layout_of, observe
 from upweight.gradients.inputs import mixed_derivative
 from upweight.gradients.linear import LinearForm, linear_form, residual
 from upweight.gradients.provide import dense_gradients, per_example
 from upweight.gradients.stacked import stacked_gradient, stacked_measure
-from upweight.gradients.values import DenseGradients, FactoredGradients, Gradients
+from upweight.linalg import DenseGradients, FactoredGradients, Gradients
 
 __all__ = [
     "AutogradGradients",
     "DenseGradients",
     "FactoredGradients",
     "Gradients",
+    "Layout",
     "LinearForm",
+    "Observation",
     "dense_gradients",
+    "layout_of",
     "linear_form",
     "map_rows",
     "math_attention",
     "mixed_derivative",
+    "observe",
     "per_example",
     "pull_back",
     "push_forward",

@@ -10,10 +10,17 @@ from torch.func import grad, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from upweight.data import Batch
-from upweight.gradients.values import Gradients
+from upweight.linalg.values import Gradients
 from upweight.objective import Measure, Objective
 
-__all__ = ["AutogradGradients", "map_rows", "math_attention", "pull_back", "push_forward"]
+__all__ = [
+    "AutogradGradients",
+    "map_rows",
+    "math_attention",
+    "open_attention",
+    "pull_back",
+    "push_forward",
+]
 
 DENSE_BYTES = 256 * 2**20
 FEW_ROWS = 4
@@ -21,15 +28,21 @@ ROW_CHUNK = 32
 
 
 @contextmanager
-def math_attention() -> Iterator[None]:
-    """Attention in plain operations, which have every derivative, for this block only."""
+def open_attention() -> Iterator[None]:
+    """No fused path of whole attention layers, which has no derivative, for this block only."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
+        yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def math_attention() -> Iterator[None]:
+    """Attention in plain operations, which have every derivative, for this block only."""
+    with open_attention(), sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def map_rows(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from upweight.data import Batch
-from upweight.gradients.values import split_rows
+from upweight.linalg.values import split_rows
 from upweight.losses import OutputLoss
 from upweight.objective import Measure, Objective
 

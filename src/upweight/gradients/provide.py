@@ -5,15 +5,19 @@ import torch
 from upweight.data import Batch
 from upweight.errors import NonFiniteError
 from upweight.gradients.autograd import AutogradGradients
+from upweight.gradients.capture import Observation, layout_of
 from upweight.gradients.linear import linear_form, residual
-from upweight.gradients.values import FactoredGradients, Gradients
+from upweight.linalg.values import FactoredGradients, Gradients
 from upweight.objective import Measure, Objective
 
 __all__ = ["dense_gradients", "per_example"]
 
 
 def per_example(objective: Objective, batch: Batch, measure: Measure = "loss") -> Gradients:
-    """Gradients of a measure of each example: factored for linear models, else by autograd.
+    """Gradients of a measure of each example, as outer products where they can be.
+
+    Linear models have a closed form; any other model goes forward and back once under watch; one
+    that no rule sees is differentiated by ``torch.func``.
 
     Args:
         objective: the model and its parameters.
@@ -29,7 +33,10 @@ def per_example(objective: Objective, batch: Batch, measure: Measure = "loss") -
     """
     form = linear_form(objective, batch)
     if form is None:
-        return AutogradGradients(objective, batch, measure)
+        layout = layout_of(objective, batch)
+        if not layout.seen:
+            return AutogradGradients(objective, batch, measure)
+        return Observation(objective, layout, batch).gradients(measure)
     assert isinstance(batch.inputs, tuple)
     features = form.features(batch.inputs)
     slope = residual(objective, form.outputs(features), batch.targets, measure)

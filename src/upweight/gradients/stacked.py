@@ -6,7 +6,7 @@ from torch import Tensor
 from upweight.data import Batch
 from upweight.gradients.autograd import map_rows, math_attention
 from upweight.gradients.linear import linear_form, residual
-from upweight.gradients.values import join_blocks
+from upweight.linalg.values import join_blocks
 from upweight.objective import Measure, Objective
 
 __all__ = ["stacked_gradient", "stacked_measure"]

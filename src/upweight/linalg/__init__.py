@@ -1,27 +1,41 @@
 """Symmetric operators, solvers that turn them into inverses, and solutions that say how well."""
 
+from upweight.linalg.blocks import Block, BlockGradients, BlockRows, Outer
 from upweight.linalg.cg import CG
 from upweight.linalg.cholesky import Cholesky, CholeskyInverse
 from upweight.linalg.eigen import Eigen, EigenInverse
+from upweight.linalg.kronecker import Eigenblock, KroneckerEigen, KroneckerInverse, Spectral
 from upweight.linalg.lissa import LiSSA
 from upweight.linalg.operator import Dense, Identity, MeanOperator, Operator, Shifted
 from upweight.linalg.solution import Solution, Status
 from upweight.linalg.solver import Inverse, Solver
+from upweight.linalg.values import DenseGradients, FactoredGradients, Gradients
 
 __all__ = [
     "CG",
+    "Block",
+    "BlockGradients",
+    "BlockRows",
     "Cholesky",
     "CholeskyInverse",
     "Dense",
+    "DenseGradients",
     "Eigen",
     "EigenInverse",
+    "Eigenblock",
+    "FactoredGradients",
+    "Gradients",
     "Identity",
     "Inverse",
+    "KroneckerEigen",
+    "KroneckerInverse",
     "LiSSA",
     "MeanOperator",
     "Operator",
+    "Outer",
     "Shifted",
     "Solution",
     "Solver",
+    "Spectral",
     "Status",
 ]

@@ -75,7 +75,7 @@ class CGInverse(Inverse):
     def _precondition(self, rows: Tensor) -> Tensor:
         return rows.clone() if self.preconditioner is None else self.preconditioner.apply(rows)
 
-    def solve(self, rows: Tensor) -> Solution:
+    def solve(self, rows: Tensor) -> Solution[Tensor]:
         """All rows, in blocks: wider ones lose their directions to rounding."""
         rhs = rows.to(self.dtype)
         if self.preconditioner is None and self.solver.preconditioner is not None:
@@ -88,7 +88,7 @@ class CGInverse(Inverse):
             max(part.steps for part in parts),
         )
 
-    def _solve(self, rhs: Tensor) -> Solution:
+    def _solve(self, rhs: Tensor) -> Solution[Tensor]:
         goal = max(self.solver.rtol, torch.finfo(rhs.dtype).eps) * rhs.norm(dim=1)
         x, r = torch.zeros_like(rhs), rhs.clone()
         active = (r.norm(dim=1) > goal).nonzero()[:, 0]
@@ -120,7 +120,9 @@ class CGInverse(Inverse):
         """Products b A⁻¹ b of every row by a solve."""
         return (rows * self.solve(rows).require()).sum(1)
 
-    def _conclude(self, rhs: Tensor, x: Tensor, r: Tensor, stop: tuple[Tensor, int]) -> Solution:
+    def _conclude(
+        self, rhs: Tensor, x: Tensor, r: Tensor, stop: tuple[Tensor, int]
+    ) -> Solution[Tensor]:
         """Residuals of the recursion plus the drift that rounding gave them.
 
         The drift b − A x − r is measured on a random signed sum of all rows, whose square is

@@ -74,7 +74,7 @@ class CholeskyInverse(Inverse):
         self.operator, self.factor = operator, factor
         self.size, self.dtype, self.device = operator.size, operator.dtype, operator.device
 
-    def solve(self, rows: Tensor) -> Solution:
+    def solve(self, rows: Tensor) -> Solution[Tensor]:
         """Two triangular solves; the residual is measured against the operator itself."""
         exact = torch.cholesky_solve(rows.double().T, self.factor).T.to(rows.dtype)
         residual = relative_residual(rows, self.operator.apply(exact))

@@ -53,7 +53,7 @@ class EigenInverse(Inverse):
         """(A + shift I)⁻¹ from the same decomposition."""
         return EigenInverse(self.values + shift, self.vectors, self.dtype)
 
-    def solve(self, rows: Tensor) -> Solution:
+    def solve(self, rows: Tensor) -> Solution[Tensor]:
         """Rotate, divide, rotate back; the residual is against Q diag(e) Qᵀ."""
         rhs = rows.double()
         exact = ((rhs @ self.vectors) / self.values) @ self.vectors.T

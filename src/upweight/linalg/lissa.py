@@ -142,7 +142,7 @@ class LiSSAInverse(Inverse):
         mean = total.div_(kept * scale)
         return mean if bool(torch.isfinite(mean).all()) else None
 
-    def solve(self, rows: Tensor) -> Solution:
+    def solve(self, rows: Tensor) -> Solution[Tensor]:
         """Mean over repeats, its standard error, and the residual from one full pass."""
         solver, rhs = self.solver, rows.to(self.dtype)
         scale, runs = self.scale, None

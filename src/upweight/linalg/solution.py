@@ -2,14 +2,18 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import final
+from typing import Generic, TypeVar, final
 
 import torch
 from torch import Tensor
 
 from upweight.errors import IndefiniteError, NotConvergedError, UpweightError
+from upweight.linalg.blocks import BlockRows
 
-__all__ = ["Solution", "Status", "indefinite", "relative_residual"]
+__all__ = ["Solution", "Status", "Value", "indefinite", "relative_residual"]
+
+
+Value = TypeVar("Value", Tensor, BlockRows)
 
 
 class Status(StrEnum):
@@ -42,11 +46,11 @@ _REMEDY: dict[Status, tuple[type[UpweightError], str]] = {
 
 @final
 @dataclass(frozen=True)
-class Solution:
+class Solution(Generic[Value]):
     """Rows X that solve X A = B, row by row.
 
     Attributes:
-        value: X, ``[m, p]``.
+        value: X, ``[m, p]``, as a tensor or block by block.
         residual: ‖b − A x‖ / ‖b‖ of each row, ``[m]``, measured and not estimated; NaN where it
             was not measured.
         status: why each row stopped.
@@ -54,13 +58,13 @@ class Solution:
         error: estimated relative error of each row, ``[m]``, where the solver is random.
     """
 
-    value: Tensor
+    value: Value
     residual: Tensor
     status: tuple[Status, ...]
     steps: int = 0
     error: Tensor | None = None
 
-    def require(self) -> Tensor:
+    def require(self) -> Value:
         """The rows, if every one was solved.
 
         Raises:

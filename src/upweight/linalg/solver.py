@@ -5,8 +5,10 @@ from typing import final
 
 from torch import Tensor
 
+from upweight.linalg.blocks import BlockRows
 from upweight.linalg.operator import Operator
 from upweight.linalg.solution import Solution
+from upweight.linalg.values import Gradients
 
 __all__ = ["Inverse", "Solver"]
 
@@ -24,15 +26,29 @@ class Solver(ABC):
 
 
 class Inverse(Operator):
-    """A⁻¹ as an operator; ``solve`` tells how well each row was solved."""
+    """A⁻¹ as an operator; ``solve`` tells how well each row was solved.
+
+    Attributes:
+        notes: what a reader of results must know of it.
+    """
+
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
-    def solve(self, rows: Tensor) -> Solution:
+    def solve(self, rows: Tensor) -> Solution[Tensor]:
         """Rows X ``[m, p]`` with X A = rows."""
 
     @abstractmethod
     def quadratic(self, rows: Tensor) -> Tensor:
         """B A⁻¹ b of every row, ``[m]``, as cheaply as the solver can."""
+
+    def precondition(self, gradients: Gradients) -> Solution[Tensor] | Solution[BlockRows]:
+        """Rows G A⁻¹ of gradients, in whatever form serves products with other gradients best."""
+        return self.solve(gradients.dense())
+
+    def self_products(self, gradients: Gradients) -> Tensor:
+        """G A⁻¹ g of every gradient, ``[n]``."""
+        return self.quadratic(gradients.dense())
 
     @final
     def apply(self, rows: Tensor) -> Tensor:

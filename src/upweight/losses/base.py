@@ -9,11 +9,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, final
 
+import torch
 from torch import Tensor
+from torch.func import hessian, vmap
 
 from upweight.errors import LossError
+from upweight.sources import map_leaves
 
-__all__ = ["CustomLoss", "Loss", "OutputLoss"]
+__all__ = ["CustomLoss", "Loss", "Noise", "OutputLoss"]
+
+Noise = Callable[[torch.Size], Tensor]
+MOST_OUTPUTS = 256
 
 
 class Loss(ABC):
@@ -52,6 +58,36 @@ class Loss(ABC):
         del outputs
         return None
 
+    def draw(self, outputs: Any, targets: Any, noise: Noise) -> Tensor:
+        """A random slope v ``[n, ...]`` of the outputs' shape with E[v vᵀ] = ∂²ℓ/∂z².
+
+        For a likelihood it is the gradient for a label drawn from the model, where an example's
+        positions are counted as the mean of their losses counts them.
+
+        Args:
+            outputs: z.
+            targets: as the loss takes them.
+            noise: makes numbers between 0 and 1 of a given shape per example, ``[n, *shape]``.
+
+        Raises:
+            LossError: the second derivative is not known to be positive.
+        """
+        raise LossError(
+            f"The curvature of {self.name!r} at the outputs cannot be drawn from. Use the "
+            "empirical Fisher, or method='ggn_cg'."
+        )
+
+    def columns(self, outputs: Any, targets: Any) -> list[Tensor]:
+        """Slopes v_k ``[n, ...]`` with Σ_k v_k v_kᵀ = ∂²ℓ/∂z², where they are few.
+
+        Raises:
+            LossError: they are many, or not known.
+        """
+        raise LossError(
+            f"The curvature of {self.name!r} at the outputs has no short list of columns. Draw "
+            "from it instead."
+        )
+
     def fisher(self, outputs: Any, targets: Any, rows: Tensor) -> Tensor:
         """Product of the true Fisher at the output with rows shaped like the outputs.
 
@@ -87,3 +123,38 @@ class CustomLoss(Loss):
     def __call__(self, outputs: Any, targets: Any) -> Tensor:
         """Losses ``[n]`` as the callable gives them."""
         return self.function(outputs, targets)
+
+    def draw(self, outputs: Any, targets: Any, noise: Noise) -> Tensor:
+        """Random signs times the square root of every example's second derivative."""
+        root = self._root(outputs, targets)
+        signs = torch.where(noise(root.shape[2:]) < 0.5, -1.0, 1.0).to(root)
+        return (root @ signs[..., None])[..., 0].view_as(outputs)
+
+    def columns(self, outputs: Any, targets: Any) -> list[Tensor]:
+        """The columns of the square roots."""
+        return [column.view_as(outputs) for column in self._root(outputs, targets).unbind(2)]
+
+    def _root(self, outputs: Any, targets: Any) -> Tensor:
+        """The square root ``[n, c, c]`` of ∂²ℓ_i/∂z² of every example."""
+        count = outputs[0].numel() if isinstance(outputs, Tensor) else 0
+        if not 0 < count <= MOST_OUTPUTS:
+            raise LossError(
+                f"The second derivative of {self.name!r} is taken for tensors of up to "
+                f"{MOST_OUTPUTS} outputs per example. Use the empirical Fisher, or a named loss."
+            )
+
+        def single(flat: Tensor, target: Any) -> Tensor:
+            shaped = flat.view(1, *outputs.shape[1:])
+            alone = map_leaves(lambda leaf: leaf[None], target)
+            return self.function(shaped, alone)[0]
+
+        over = (0, None if targets is None else 0)
+        second = vmap(hessian(single), in_dims=over)(outputs.detach().flatten(1), targets)
+        values, vectors = torch.linalg.eigh(second)
+        if bool((values < -1e-6 * values.abs().amax(1, keepdim=True)).any()):
+            raise LossError(
+                f"{self.name!r} is not convex in the outputs, so its Gauss-Newton matrix is not "
+                "positive. Use the empirical Fisher."
+            )
+        root: Tensor = vectors * values.clamp_min(0).sqrt()[:, None]
+        return root

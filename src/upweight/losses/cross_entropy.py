@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from upweight.errors import LossError
-from upweight.losses.base import OutputLoss
+from upweight.losses.base import Noise, OutputLoss
 
 __all__ = ["CrossEntropy"]
 
@@ -147,18 +147,40 @@ class CrossEntropy(OutputLoss):
             rows = rows * (targets != self.ignore_index)[:, None, None]
         return (rows - rows @ p[:, :, None]).mul_(p[:, None, :])
 
+    def _shares(self, targets: Tensor, like: Tensor) -> Tensor:
+        """What every position counts in its example's loss, ``[n, *s]``."""
+        if targets.is_floating_point():
+            return like.new_ones(len(like))
+        if targets.dim() == 1:
+            return (targets != self.ignore_index).to(like.dtype)
+        weight = self._positions(targets).to(like.dtype)
+        total = weight.flatten(1).sum(1)
+        return weight / torch.where(total > 0, total, 1.0).view(-1, *[1] * (weight.dim() - 1))
+
+    def draw(self, outputs: Tensor, targets: Tensor, noise: Noise) -> Tensor:
+        """(p − e_y) for a label y drawn at every position, times the root of its share."""
+        p = torch.softmax(self._class_last(outputs.detach(), targets), -1)
+        drawn = noise(p.shape[1:-1]).to(p)
+        y = (p.cumsum(-1) < drawn[..., None]).sum(-1, keepdim=True).clamp_max(p.shape[-1] - 1)
+        slope = p.scatter_add_(-1, y, p.new_full((1,), -1.0).expand_as(y))
+        slope = slope * self._shares(targets, p).sqrt()[..., None]
+        return slope if slope.shape == outputs.shape else slope.movedim(-1, 1)
+
+    def columns(self, outputs: Tensor, targets: Tensor) -> list[Tensor]:
+        """√p_k (e_k − p) of every class, for outputs ``[n, c]``."""
+        if outputs.dim() != 2:
+            return super().columns(outputs, targets)
+        p = torch.softmax(outputs.detach(), 1)
+        share, eye = self._shares(targets, p), torch.eye(p.shape[1]).to(p)
+        return [(share * p[:, k]).sqrt()[:, None] * (eye[k] - p) for k in range(p.shape[1])]
+
     def fisher(self, outputs: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
         """(diag p − p pᵀ) rows; positions are independent, so a mean over s gives 1/s²."""
         if self.label_smoothing or targets.is_floating_point():
             return super().fisher(outputs, targets, rows)
         p = torch.softmax(self._class_last(outputs, targets), -1)
         u = self._class_last(rows, targets)
-        weight = self._positions(targets).to(p.dtype)
-        if targets.dim() == 1:
-            share = (targets != self.ignore_index).to(p.dtype)
-        else:
-            total = weight.flatten(1).sum(1)
-            share = weight / torch.where(total > 0, total, 1.0).view(-1, *[1] * (weight.dim() - 1))
+        share = self._shares(targets, p)
         product = p * (u - (p * u).sum(-1, keepdim=True)) * (share**2)[..., None]
         return (
             product

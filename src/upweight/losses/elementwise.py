@@ -1,5 +1,6 @@
 """Losses that are a function of each output alone: binary cross-entropy, squared error, hinges."""
 
+from abc import abstractmethod
 from typing import final
 
 import torch
@@ -7,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from upweight.errors import LossError
-from upweight.losses.base import OutputLoss
+from upweight.losses.base import MOST_OUTPUTS, Noise, OutputLoss
 
 __all__ = ["BinaryCrossEntropy", "Hinge", "MeanSquaredError", "SmoothHinge"]
 
@@ -27,8 +28,42 @@ def _mean_rest(values: Tensor) -> Tensor:
     return values.flatten(1).mean(1) if values.dim() > 1 else values
 
 
+class ElementwiseLoss(OutputLoss):
+    """A loss that is a mean of functions of each output alone."""
+
+    @abstractmethod
+    def bend(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Second derivative of the example's loss in each output, of the outputs' shape."""
+
+    @final
+    def curve(self, outputs: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
+        """The second derivatives times rows."""
+        return rows * self.bend(outputs, targets)[:, None, :]
+
+    @final
+    def draw(self, outputs: Tensor, targets: Tensor, noise: Noise) -> Tensor:
+        """Random signs times the roots of the second derivatives."""
+        signs = torch.where(noise(outputs.shape[1:]) < 0.5, -1.0, 1.0).to(outputs)
+        return signs * self.bend(outputs.detach(), targets).sqrt()
+
+    @final
+    def columns(self, outputs: Tensor, targets: Tensor) -> list[Tensor]:
+        """One per output."""
+        root = self.bend(outputs.detach(), targets).sqrt()
+        flat = root.reshape(len(root), -1)
+        if flat.shape[1] > MOST_OUTPUTS:
+            return super().columns(outputs, targets)
+        eye = torch.eye(flat.shape[1]).to(flat)
+        return [(flat * eye[k]).view_as(root) for k in range(len(eye))]
+
+
+def _count(outputs: Tensor) -> int:
+    """Outputs per example."""
+    return outputs[0].numel() if outputs.dim() > 1 else 1
+
+
 @final
-class BinaryCrossEntropy(OutputLoss):
+class BinaryCrossEntropy(ElementwiseLoss):
     """Binary cross-entropy with logits, −y log σ(z) − (1−y) log σ(−z), mean over outputs, in nats.
 
     Args:
@@ -68,18 +103,18 @@ class BinaryCrossEntropy(OutputLoss):
         slope = (1 - y) * torch.sigmoid(outputs) - self._positive(y) * torch.sigmoid(-outputs)
         return slope / outputs.shape[1]
 
-    def curve(self, outputs: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
-        """σ(z) σ(−z) rows, divided by the number of outputs."""
+    def bend(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """σ(z) σ(−z), divided by the number of outputs."""
         y = _like(targets, outputs, self.name)
         bend = torch.sigmoid(outputs) * torch.sigmoid(-outputs) * (self._positive(y) + 1 - y)
-        return rows * (bend / outputs.shape[1])[:, None, :]
+        return bend / _count(outputs)
 
     def fisher(self, outputs: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
         """σ(z) σ(−z) rows; a mean over k independent outputs gives 1/k²."""
         if self.pos_weight is not None:
             return super().fisher(outputs, targets, rows)
-        count = outputs[0].numel() if outputs.dim() > 1 else 1
-        return rows * torch.sigmoid(outputs) * torch.sigmoid(-outputs) / count**2
+        bend = torch.sigmoid(outputs) * torch.sigmoid(-outputs)
+        return rows * bend / _count(outputs) ** 2
 
     def logit(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Z where y is 1 and −z where it is 0, ``[n]`` (single output)."""
@@ -106,7 +141,7 @@ def _single(values: Tensor) -> Tensor:
 
 
 @final
-class MeanSquaredError(OutputLoss):
+class MeanSquaredError(ElementwiseLoss):
     """Squared error (y − z)², mean over outputs, without the factor ½, as in torch.
 
     Example:
@@ -129,20 +164,19 @@ class MeanSquaredError(OutputLoss):
         """2 (z − y) / c."""
         return 2 * (outputs - _like(targets, outputs, self.name)) / outputs.shape[1]
 
-    def curve(self, outputs: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
-        """2 rows / c."""
+    def bend(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """2 / c."""
         del targets
-        return rows * (2 / outputs.shape[1])
+        return torch.full_like(outputs, 2 / _count(outputs))
 
     def fisher(self, outputs: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
         """2 rows / c: the loss is −log of a normal density of variance c/2."""
         del targets
-        count = outputs[0].numel() if outputs.dim() > 1 else 1
-        return rows * (2 / count)
+        return rows * (2 / _count(outputs))
 
 
 @final
-class Hinge(OutputLoss):
+class Hinge(ElementwiseLoss):
     """Hinge loss max(0, 1 − y z) for labels −1 and +1; its curvature is zero.
 
     Example:
@@ -166,10 +200,10 @@ class Hinge(OutputLoss):
         y = _like(targets, outputs, self.name)
         return -y * (y * outputs < 1)
 
-    def curve(self, outputs: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
+    def bend(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Zero: Koh & Liang (2017) smooth the hinge for this reason."""
-        del outputs, targets
-        return torch.zeros_like(rows)
+        del targets
+        return torch.zeros_like(outputs)
 
     def logit(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The margin."""
@@ -185,7 +219,7 @@ class Hinge(OutputLoss):
 
 
 @final
-class SmoothHinge(OutputLoss):
+class SmoothHinge(ElementwiseLoss):
     """Smooth hinge t·log(1 + exp((1 − y z)/t)) for labels −1 and +1 (Koh & Liang, 2017).
 
     Args:
@@ -218,10 +252,10 @@ class SmoothHinge(OutputLoss):
         y = _like(targets, outputs, self.name)
         return -y * torch.sigmoid((1 - y * outputs) / self.temperature)
 
-    def curve(self, outputs: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
-        """σ(u) σ(−u)/t rows, with u = (1 − y z)/t."""
+    def bend(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """σ(u) σ(−u)/t, with u = (1 − y z)/t."""
         u = (1 - _like(targets, outputs, self.name) * outputs) / self.temperature
-        return rows * (torch.sigmoid(u) * torch.sigmoid(-u) / self.temperature)[:, None, :]
+        return torch.sigmoid(u) * torch.sigmoid(-u) / self.temperature
 
     def logit(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The margin."""

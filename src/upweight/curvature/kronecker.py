@@ -1,0 +1,225 @@
+"""Kronecker-factored curvature: K-FAC, EK-FAC, their Shampoo relatives and the diagonal.
+
+For a block with gradient matrices G_n = Σ_s l_ns r_nsᵀ the curvature Σ_n share_n E[vec G vec Gᵀ] is
+taken to be diagonal in the basis Q_L ⊗ Q_R of eigenvectors of two moments. K-FAC puts products of
+their eigenvalues on the diagonal; the corrected form its true values there,
+
+    Λ_jk = Σ_n share_n E[(Q_Lᵀ G_n Q_R)²_jk]        (George et al., 2018).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from torch import Tensor
+
+from upweight.bars import track
+from upweight.curvature.moments import Expand, Moments
+from upweight.curvature.slopes import Draws, Slopes
+from upweight.data import Batch
+from upweight.errors import InputError
+from upweight.gradients import Layout, Observation, layout_of
+from upweight.linalg import Block, BlockGradients, Eigenblock, KroneckerEigen, Outer
+from upweight.linalg.blocks import form, pieces
+from upweight.risk import Risk
+
+__all__ = ["EKFAC", "KFAC"]
+
+FIT_BYTES = 256 * 2**20
+BATCH_BYTES, LARGE_BATCH = 64 * 2**20, 4096
+
+Looked = tuple[BlockGradients, Tensor]
+
+
+@final
+@dataclass(frozen=True)
+class KFAC:
+    """Products of the moments' eigenvalues (Martens & Grosse, 2015).
+
+    Args:
+        moments: ``Expand`` or ``Reduce`` for weights that are used at many positions; ``Gradient``
+            for Shampoo's.
+        slopes: ``Draws(count)`` or ``Columns()`` for the Gauss-Newton matrix, ``Labels()`` for the
+            empirical Fisher.
+        rows: examples to fit on; all by default.
+        seed: of the choice of rows.
+    """
+
+    moments: type[Moments] = Expand
+    slopes: Slopes = field(default_factory=Draws)
+    rows: int | None = None
+    seed: int = 0
+
+    def __call__(self, risk: Risk) -> KroneckerEigen:
+        """Fit over the training data."""
+        fit = _Fit(risk, self.slopes, rows=self.rows, seed=self.seed)
+        moments = fit.moments(self.moments)
+        blocks = []
+        for part in moments:
+            left, right = part.bases()
+            blocks.append(Eigenblock(part.block, left, right, part.product(left, right)))
+        return fit.represented(blocks, ())
+
+
+@final
+@dataclass(frozen=True)
+class EKFAC:
+    """The curvature's own diagonal in the basis of the moments (George et al., 2018).
+
+    Args:
+        moments: that make the basis: ``Expand``, ``Reduce``, ``Gradient``, or ``Axes`` for the
+            plain diagonal.
+        slopes: ``Draws(count)`` or ``Columns()`` for the Gauss-Newton matrix, ``Labels()`` for the
+            empirical Fisher.
+        rows: examples to fit on; all by default. With fewer, the standard error of Λ is reported.
+        seed: of the choice of rows.
+
+    Example:
+        >>> from torch import nn
+        >>> from upweight import Data, Objective
+        >>> model = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2))
+        >>> data = Data.of((torch.eye(3), torch.tensor([0, 1, 1])))
+        >>> EKFAC()(Risk(Objective(model, "cross_entropy"), data)).size
+        14
+    """
+
+    moments: type[Moments] = Expand
+    slopes: Slopes = field(default_factory=Draws)
+    rows: int | None = None
+    seed: int = 0
+
+    def __call__(self, risk: Risk) -> KroneckerEigen:
+        """Fit over the training data: moments first, then the diagonal in their basis."""
+        fit = _Fit(risk, self.slopes, rows=self.rows, seed=self.seed)
+        bases = [part.bases() for part in fit.moments(self.moments)]
+        blocks = [
+            Eigenblock(block, *basis, risk.objective.l2.new_zeros(2, *block.shape))
+            for block, basis in zip(fit.layout.blocks, bases, strict=True)
+        ]
+        for number, (gradients, share) in enumerate(fit.batches("eigenvalues")):
+            for part, terms in zip(blocks, gradients.terms, strict=True):
+                if terms:
+                    _add_squares(part, terms, share, part.values[number % 2])
+        halves = [part.values for part in blocks]
+        summed = [
+            Eigenblock(part.block, part.left, part.right, half.sum(0))
+            for part, half in zip(blocks, halves, strict=True)
+        ]
+        return fit.represented(summed, fit.notes(halves))
+
+
+class _Fit:
+    """The pass over (a sample of) the data that a fit makes, once or twice.
+
+    Gradients are kept from one pass to the next while they fit into ``FIT_BYTES``.
+    """
+
+    def __init__(self, risk: Risk, slopes: Slopes, *, rows: int | None, seed: int) -> None:
+        count = len(risk.data)
+        if rows is not None and rows < 1:
+            raise InputError(f"A curvature is fitted on at least 1 example, got rows={rows}.")
+        self.sampled = rows if rows is not None and rows < count else None
+        self.whole, self.slopes = risk, slopes
+        if self.sampled is not None:
+            generator = torch.Generator().manual_seed(seed)
+            chosen = torch.randperm(count, generator=generator)[: self.sampled].sort().values
+            risk = Risk(risk.objective, risk.data.take(chosen))
+        self.risk = risk
+        first = risk.at(torch.arange(min(16, len(risk.data)), device="cpu"))[0]
+        self.layout: Layout = layout_of(risk.objective, first)
+        self._kept: list[Looked] | None = None
+
+    def _size(self) -> int:
+        most = LARGE_BATCH if self.sampled is None else -(-self.sampled // 8)  # halves to compare
+        return max(1, min(most, BATCH_BYTES // max(self.layout.row_bytes, 1)))
+
+    def batches(self, label: str) -> Iterator[Looked]:
+        """Gradients of every batch and slope, with shares that hold the slope's weight."""
+        if self._kept is not None:
+            yield from self._kept
+            return
+        kept: list[Looked] | None = []
+        room, size = FIT_BYTES, self._size()
+        total = -(-len(self.risk.data) // size)
+        for batch, share in track(self.risk.batches(size), label, total):
+            for looked in self._look(batch, share):
+                room -= looked[0].bytes()
+                if kept is not None:
+                    kept = [*kept, looked] if room >= 0 else None
+                yield looked
+        self._kept = kept
+
+    def _look(self, batch: Batch, share: Tensor) -> Iterator[Looked]:
+        seen = Observation(self.risk.objective, self.layout, batch)
+        for gradients, weight in self.slopes.gradients(seen):
+            yield gradients, share * weight
+
+    def moments(self, kind: type[Moments]) -> list[Moments]:
+        """The moments of every block."""
+        found: list[Moments] = []
+        like = self.risk.objective.l2
+        for gradients, share in self.batches("moments"):
+            if not found:
+                pairs = zip(gradients.blocks, gradients.terms, strict=True)
+                found = [
+                    kind(block, like, indexed=any(term.indexed for term in terms))
+                    for block, terms in pairs
+                ]
+            for part, terms in zip(found, gradients.terms, strict=True):
+                part.add(terms, share)
+        return found
+
+    def notes(self, halves: list[Tensor]) -> tuple[str, ...]:
+        """How well a sample determines the eigenvalues: from its two halves."""
+        if self.sampled is None:
+            return ()
+        gap = sum(float((half[0] - half[1]).square().sum()) for half in halves)
+        size = sum(float(half.sum(0).square().sum()) for half in halves)
+        error = (gap / max(size, 1e-300)) ** 0.5
+        return (
+            f"curvature fitted on {self.sampled:,} of {len(self.whole.data):,} examples (standard "
+            f"error of its eigenvalues {error:.0%})",
+        )
+
+    def represented(self, blocks: list[Eigenblock], notes: tuple[str, ...]) -> KroneckerEigen:
+        """The operator, with the L2 of each block on its eigenvalues."""
+        objective = self.risk.objective
+        added = [
+            Eigenblock(
+                part.block,
+                part.left,
+                part.right,
+                part.values + float(objective.l2[part.block.weight]),
+            )
+            for part in blocks
+        ]
+        return KroneckerEigen(added, objective.space.size, notes)
+
+
+def _add_squares(part: Eigenblock, terms: tuple[Outer, ...], share: Tensor, total: Tensor) -> None:
+    """Add Σ_n share_n (Q_Lᵀ G_n Q_R)² to ``[g, o, i]``; where G is one outer product, unformed."""
+    if len(terms) == 1 and terms[0].positions == 1:
+        left, right = (f[:, :, 0].square() for f in part.turned_factors(terms[0]))
+        total += (left * share[:, None]).mT @ right
+        return
+    block = part.block
+    turned_first = _turning_first(block, terms)
+    for piece in pieces(len(share), 2 * block.size * total.element_size()):
+        some = [term.part(piece) for term in terms]
+        if turned_first:
+            factors = [part.turned_factors(term) for term in some]
+            formed = sum(left.mT @ right for left, right in factors)
+            assert isinstance(formed, Tensor)
+            formed = formed.transpose(0, 1)
+        else:
+            formed = part.turn(form(some, block.outputs))
+        total += torch.einsum("ngoi,n->goi", formed.square_(), share[piece])
+
+
+def _turning_first(block: Block, terms: tuple[Outer, ...]) -> bool:
+    """Whether turning the factors costs less than turning the formed matrices."""
+    _, o, i = block.shape
+    if any(term.indexed for term in terms):
+        return False
+    return sum(term.positions for term in terms) * (o * o + i * i) < o * i * (o + i)

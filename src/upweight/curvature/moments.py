@@ -1,0 +1,158 @@
+"""The two second moments of a block whose eigenvectors are its Kronecker basis."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from upweight.linalg import Block, Outer
+from upweight.linalg.blocks import form, pieces
+from upweight.linalg.gram import gram
+
+__all__ = ["Axes", "Expand", "Gradient", "Moments", "Reduce"]
+
+LARGEST_SIDE = 4096
+
+
+class Moments(ABC):
+    """Sums of left and right second moments of one block over batches.
+
+    A side without a moment (one-hot, or larger than ``LARGEST_SIDE``) keeps its own axes.
+
+    Attributes:
+        block: of the parameter row.
+        left: ``[g, o, o]``, or None.
+        right: ``[g, i, i]``, or None.
+        mass: Σ share_n s_n, of the positions that were added.
+    """
+
+    def __init__(self, block: Block, like: Tensor, *, indexed: bool) -> None:
+        g, o, i = block.shape
+        self.block, self.mass = block, 0.0
+        sided = o <= LARGEST_SIDE and not indexed
+        self.left = like.new_zeros(g, o, o) if sided else None
+        self.right = like.new_zeros(g, i, i) if i <= LARGEST_SIDE else None
+        # The diagonal alone, for a side that keeps its axes.
+        self.left_diagonal = like.new_zeros(g, o)
+        self.right_diagonal = like.new_zeros(g, i)
+
+    @abstractmethod
+    def add(self, terms: Sequence[Outer], share: Tensor) -> None:
+        """Add a batch with shares ``[n]``."""
+
+    def bases(self) -> tuple[Tensor | None, Tensor | None]:
+        """Eigenvectors of both sides."""
+        return _basis(self.left), _basis(self.right)
+
+    def product(self, left: Tensor | None, right: Tensor | None) -> Tensor:
+        """K-FAC's eigenvalues ``[g, o, i]`` in those bases: λ_L ⊗ λ_R / mass."""
+        first = _along(self.left, self.left_diagonal, left)
+        second = _along(self.right, self.right_diagonal, right)
+        product: Tensor = first[:, :, None] * second[:, None, :] / max(self.mass, 1e-300)
+        return product
+
+    def _add_side(self, side: str, rows: Tensor, weights: Tensor) -> None:
+        """Add rows ``[g, m, d]`` with weights ``[m]`` to the moment of a side."""
+        moment: Tensor | None = getattr(self, side)
+        if moment is None:
+            diagonal: Tensor = getattr(self, f"{side}_diagonal")
+            diagonal += torch.einsum("gmd,m->gd", rows.square(), weights)
+            return
+        for total, part in zip(moment, rows, strict=True):
+            total += gram(part, weights)
+
+
+def _basis(moment: Tensor | None) -> Tensor | None:
+    if moment is None:
+        return None
+    vectors: Tensor = torch.linalg.eigh(moment)[1]
+    return vectors
+
+
+def _along(moment: Tensor | None, diagonal: Tensor, basis: Tensor | None) -> Tensor:
+    """The moment's diagonal in a basis, ``[g, d]``."""
+    if moment is None or basis is None:
+        return diagonal
+    return (basis * (moment @ basis)).sum(1)
+
+
+def _full(term: Outer) -> Tensor:
+    """Right factors with the 1 that is left out, ``[g, n, s, i]``."""
+    if not term.ones:
+        return term.right
+    return torch.cat([term.right, term.right.new_ones(*term.right.shape[:3], 1)], dim=3)
+
+
+@final
+class Expand(Moments):
+    """K-FAC "expand": every position of an example is an example (Martens & Grosse, 2015)."""
+
+    def add(self, terms: Sequence[Outer], share: Tensor) -> None:
+        """Σ_n share_n Σ_s of l lᵀ, and of r rᵀ."""
+        for term in terms:
+            s = term.positions
+            weights = share[:, None].expand(len(share), s).flatten()
+            self.mass += float(share.sum()) * s
+            self._add_side("right", _full(term).flatten(1, 2), weights)
+            if term.indexed:
+                flat = self.left_diagonal[0]
+                flat.index_add_(0, term.left.flatten(), weights)
+            else:
+                self._add_side("left", term.left.flatten(1, 2), weights)
+
+
+@final
+class Reduce(Moments):
+    """K-FAC "reduce": left factors are summed, right ones averaged (Eschenhagen et al., 2023)."""
+
+    def add(self, terms: Sequence[Outer], share: Tensor) -> None:
+        """Σ_n share_n of (Σ_s l)(Σ_s l)ᵀ, and of (mean_s r)(mean_s r)ᵀ."""
+        for term in terms:
+            self.mass += float(share.sum())
+            if term.indexed:  # a lookup has no mean of tokens: summed gradients, counted tokens
+                weights = share[:, None].expand(len(share), term.positions).flatten()
+                self.left_diagonal[0].index_add_(0, term.left.flatten(), weights / term.positions)
+                self._add_side("right", term.right.sum(2), share)
+                continue
+            self._add_side("left", term.left.sum(2), share)
+            self._add_side("right", _full(term).mean(2), share)
+
+
+@final
+class Gradient(Moments):
+    """Second moments of the gradient matrices themselves, as in Shampoo (Gupta et al., 2018)."""
+
+    def add(self, terms: Sequence[Outer], share: Tensor) -> None:
+        """Σ_n share_n of G_n G_nᵀ, and of G_nᵀ G_n."""
+        if not terms:
+            return
+        block, item = self.block, self.left_diagonal.element_size()
+        self.mass += float(share.sum())
+        for piece in pieces(len(share), block.size * item):
+            formed = form([term.part(piece) for term in terms], block.outputs).transpose(0, 1)
+            weights = share[piece]
+            rows = formed.flatten(1, 2)
+            self._add_side("right", rows, weights.repeat_interleave(block.outputs))
+            columns = formed.mT.reshape(block.groups, -1, block.outputs)
+            self._add_side("left", columns, weights.repeat_interleave(block.inputs))
+
+    def product(self, left: Tensor | None, right: Tensor | None) -> Tensor:
+        """λ_L ⊗ λ_R over the trace, which both share."""
+        first = _along(self.left, self.left_diagonal, left)
+        second = _along(self.right, self.right_diagonal, right)
+        trace = second.sum(1)[:, None, None].clamp_min(torch.finfo(second.dtype).tiny)
+        return first[:, :, None] * second[:, None, :] / trace
+
+
+@final
+class Axes(Moments):
+    """No moments: a parameter's own axes, so that the curvature is its diagonal."""
+
+    def add(self, terms: Sequence[Outer], share: Tensor) -> None:
+        """Nothing."""
+
+    def bases(self) -> tuple[Tensor | None, Tensor | None]:
+        """The identity on both sides."""
+        return None, None

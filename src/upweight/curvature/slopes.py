@@ -1,0 +1,117 @@
+"""Slopes at the outputs whose second moments are the curvature that a factorisation fits.
+
+A slope v_i gives the gradient G_i = J_iᵀ v_i. With E[v_i v_iᵀ] = ∂²ℓ_i/∂z² the second moment of the
+gradients G_i is the generalised Gauss-Newton matrix, and with v_i = ∂ℓ_i/∂z the empirical Fisher.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from upweight.errors import InputError
+from upweight.gradients import Observation
+from upweight.linalg import BlockGradients
+
+__all__ = ["Columns", "Draws", "Labels", "Slopes", "uniform"]
+
+_MIX = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB86659FD93)
+
+
+def _wrapped(value: int) -> int:
+    """A 64-bit pattern as torch's signed integer."""
+    value %= 2**64
+    return value - 2**64 if value >= 2**63 else value
+
+
+def _shifted(bits: Tensor, by: int) -> Tensor:
+    """A logical shift to the right."""
+    return (bits >> by) & ((1 << (64 - by)) - 1)
+
+
+def uniform(positions: Tensor, shape: torch.Size, seed: int) -> Tensor:
+    """Numbers between 0 and 1, ``[n, *shape]``, that depend on position, place and seed alone.
+
+    However rows are batched or padded, a row gets the same numbers (SplitMix64, Steele, Lea &
+    Flood, 2014, as a counter-based generator).
+
+    Example:
+        >>> rows = uniform(torch.tensor([3, 7]), torch.Size([2]), seed=0)
+        >>> torch.equal(rows[1:], uniform(torch.tensor([7]), torch.Size([2]), seed=0))
+        True
+    """
+    count = shape.numel()
+    place = torch.arange(count, device=positions.device) * _wrapped(_MIX[0])
+    row = positions[:, None] * _wrapped(_MIX[3]) + _wrapped((seed + 1) * _MIX[1])
+    bits = _mixed(row) + place
+    return (_shifted(_mixed(bits), 11).double() / 2**53).view(len(positions), *shape)
+
+
+def _mixed(bits: Tensor) -> Tensor:
+    bits = (bits ^ _shifted(bits, 30)) * _wrapped(_MIX[1])
+    bits = (bits ^ _shifted(bits, 27)) * _wrapped(_MIX[2])
+    return bits ^ _shifted(bits, 31)
+
+
+class Slopes(ABC):
+    """Slopes at the outputs of a batch, and the gradients they give."""
+
+    @abstractmethod
+    def gradients(self, seen: Observation) -> Iterator[tuple[BlockGradients, float]]:
+        """Gradients for each slope, with its weight in the second moment."""
+
+
+@final
+@dataclass(frozen=True)
+class Draws(Slopes):
+    """Random slopes: labels drawn from the model, or signs times the root of the curvature.
+
+    Args:
+        count: draws of each example; each costs one more backward pass.
+        seed: of the draws.
+    """
+
+    count: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise InputError(f"At least one draw per example is needed, got {self.count}.")
+
+    def gradients(self, seen: Observation) -> Iterator[tuple[BlockGradients, float]]:
+        """One after another, from one forward pass."""
+        loss, batch = seen.objective.loss, seen.batch
+        device = seen.objective.space.device
+        for number in range(self.count):
+            seed = self.seed * 1_000_003 + number
+
+            def noise(shape: torch.Size, seed: int = seed) -> Tensor:
+                return uniform(batch.positions, shape, seed).to(device)
+
+            slope = loss.draw(seen.outputs, batch.targets, noise)
+            yield seen.pulled(slope, keep=number + 1 < self.count), 1 / self.count
+
+
+@final
+@dataclass(frozen=True)
+class Columns(Slopes):
+    """All columns of the root of ∂²ℓ/∂z²: the exact expectation, one backward pass per output."""
+
+    def gradients(self, seen: Observation) -> Iterator[tuple[BlockGradients, float]]:
+        """One after another, from one forward pass."""
+        columns = seen.objective.loss.columns(seen.outputs, seen.batch.targets)
+        for number, slope in enumerate(columns):
+            yield seen.pulled(slope, keep=number + 1 < len(columns)), 1.0
+
+
+@final
+@dataclass(frozen=True)
+class Labels(Slopes):
+    """The slopes of the loss with the given labels: the empirical Fisher."""
+
+    def gradients(self, seen: Observation) -> Iterator[tuple[BlockGradients, float]]:
+        """Once."""
+        yield seen.gradients(), 1.0

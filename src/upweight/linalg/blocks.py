@@ -1,0 +1,342 @@
+"""Rows of parameter space by blocks: matrices, kept as sums of outer products where they are.
+
+A block is the weight of one layer seen as g matrices ``[o, i]`` (g > 1 for grouped convolutions),
+its bias as a last column. The gradient of example n is G_n = Σ_s l_ns ⊗ r_ns over the s positions
+and calls that used the weight; it is formed only where that is the cheaper way to a product.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from upweight.linalg.values import Gradients
+
+__all__ = ["Block", "BlockGradients", "BlockRows", "Outer", "form", "times"]
+
+PIECE_BYTES = 32 * 2**20
+
+
+@final
+@dataclass(frozen=True)
+class Block:
+    """Where matrices ``[g, o, i]`` of parameters stand in a parameter row.
+
+    Attributes:
+        name: of the weight.
+        groups: g.
+        outputs: o.
+        inputs: i, the bias's column included.
+        weight: where the weight starts.
+        bias: where the bias starts, if it is the last column.
+        transposed: whether the weight is stored ``[g, i, o]``.
+    """
+
+    name: str
+    groups: int
+    outputs: int
+    inputs: int
+    weight: int
+    bias: int | None = None
+    transposed: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(g, o, i)."""
+        return self.groups, self.outputs, self.inputs
+
+    @property
+    def size(self) -> int:
+        """Parameters in the block."""
+        return self.groups * self.outputs * self.inputs
+
+    def places(self) -> Tensor:
+        """Position of every entry in the parameter row, ``[g, o, i]``."""
+        width = self.inputs - (self.bias is not None)
+        stored = (width, self.outputs) if self.transposed else (self.outputs, width)
+        places = torch.arange(self.groups * self.outputs * width, device="cpu")
+        places = self.weight + places.view(self.groups, *stored)
+        places = places.mT if self.transposed else places
+        if self.bias is None:
+            return places
+        last = self.bias + torch.arange(self.groups * self.outputs, device="cpu")
+        return torch.cat([places, last.view(self.groups, self.outputs, 1)], dim=2)
+
+    def read(self, rows: Tensor) -> Tensor:
+        """The block of rows ``[m, p]`` as ``[m, g, o, i]``: a view where there is no bias."""
+        (g, o, i), m = self.shape, len(rows)
+        width = i - (self.bias is not None)
+        part = rows[:, self.weight : self.weight + g * o * width]
+        matrix = (
+            part.reshape(m, g, width, o).mT if self.transposed else part.reshape(m, g, o, width)
+        )
+        if self.bias is None:
+            return matrix
+        return torch.cat([matrix, rows[:, self.bias : self.bias + g * o].view(m, g, o, 1)], dim=3)
+
+    def write(self, rows: Tensor, matrix: Tensor) -> None:
+        """Put matrices ``[m, g, o, i]`` where they stand in rows ``[m, p]``."""
+        (g, o, i), m = self.shape, len(rows)
+        width = i - (self.bias is not None)
+        weight = matrix[..., :width]
+        weight = weight.mT if self.transposed else weight
+        rows[:, self.weight : self.weight + g * o * width] = weight.reshape(m, -1)
+        if self.bias is not None:
+            rows[:, self.bias : self.bias + g * o] = matrix[..., -1].reshape(m, -1)
+
+
+@final
+@dataclass(frozen=True)
+class Outer:
+    """Σ_s l_ns ⊗ r_ns of n examples.
+
+    Attributes:
+        left: l, ``[g, n, s, o]``; or whole numbers ``[n, s]``, each the one row that is not 0.
+        right: r, ``[g, n, s, i]``.
+        ones: whether a last column of r is 1 and left out.
+    """
+
+    left: Tensor
+    right: Tensor
+    ones: bool = False
+
+    @property
+    def indexed(self) -> bool:
+        """Whether the left factors are rows of an identity matrix."""
+        return not self.left.is_floating_point()
+
+    @property
+    def positions(self) -> int:
+        """S."""
+        return self.right.shape[2]
+
+    def part(self, rows: slice) -> "Outer":
+        """Some of the examples."""
+        left = self.left[rows] if self.indexed else self.left[:, rows]
+        return Outer(left, self.right[:, rows], self.ones)
+
+
+def times(right: Tensor, matrix: Tensor, *, ones: bool) -> Tensor:
+    """Right factors ``[g, n, s, i]``, with their 1 where it is left out, times ``[g, i, k]``."""
+    flat = right.flatten(1, 2)
+    product: Tensor
+    if not ones:
+        product = flat @ matrix
+    elif len(matrix) == 1:
+        product = torch.addmm(matrix[0, -1], flat[0], matrix[0, :-1])[None]
+    else:
+        product = torch.baddbmm(matrix[:, -1:], flat, matrix[:, :-1])
+    spread: Tensor = product.unflatten(1, right.shape[1:3])
+    return spread
+
+
+def _form(term: Outer, outputs: int) -> Tensor:
+    _, n, s, i = term.right.shape
+    if term.indexed:
+        matrix = term.right.new_zeros(n * outputs, i)
+        offset = torch.arange(n, device=term.left.device)[:, None] * outputs
+        matrix.index_add_(0, (term.left + offset).flatten(), term.right[0].reshape(n * s, i))
+        return matrix.view(n, 1, outputs, i)
+    if s == 1:
+        matrix = term.left.transpose(2, 3) * term.right
+    else:
+        matrix = term.left.transpose(2, 3) @ term.right
+    if term.ones:
+        matrix = torch.cat([matrix, term.left.sum(2)[..., None]], dim=3)
+    return matrix.transpose(0, 1)
+
+
+def form(terms: Sequence[Outer], outputs: int) -> Tensor:
+    """The matrices ``[n, g, o, i]`` that terms of one block add up to."""
+    matrix = _form(terms[0], outputs)
+    for term in terms[1:]:
+        matrix = matrix + _form(term, outputs)
+    return matrix
+
+
+def pieces(count: int, bytes_each: int) -> Iterator[slice]:
+    """Slices of a count whose parts stay within a bounded memory."""
+    size = max(1, PIECE_BYTES // max(bytes_each, 1))
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+@final
+@dataclass(frozen=True)
+class Pair:
+    """Rows of one block as Σ_r l_qr ⊗ r_qr.
+
+    Attributes:
+        left: ``[g, q, r, o]``.
+        right: ``[g, q, r, i]``.
+    """
+
+    left: Tensor
+    right: Tensor
+
+    def dense(self) -> Tensor:
+        """The matrices ``[q, g, o, i]``."""
+        return (self.left.mT @ self.right).transpose(0, 1)
+
+
+@final
+class BlockRows:
+    """Rows of parameter space, block by block: matrices, or sums of outer products.
+
+    Args:
+        blocks: of the parameter row.
+        parts: of each block, matrices ``[q, g, o, i]`` or a Pair.
+        size: p.
+    """
+
+    def __init__(self, blocks: Sequence[Block], parts: Sequence[Tensor | Pair], size: int) -> None:
+        self.blocks, self.parts, self.size = tuple(blocks), tuple(parts), size
+
+    def __len__(self) -> int:
+        part = self.parts[0]
+        return part.left.shape[1] if isinstance(part, Pair) else len(part)
+
+    def dense(self) -> Tensor:
+        """The rows ``[q, p]``."""
+        parts = [part.dense() if isinstance(part, Pair) else part for part in self.parts]
+        rows = parts[0].new_zeros(len(self), self.size)
+        for block, part in zip(self.blocks, parts, strict=True):
+            block.write(rows, part)
+        return rows
+
+    def dot(self, gradients: Gradients) -> Tensor:
+        """Products ``[q, n]`` with gradients, in their factors where they have the same blocks."""
+        if isinstance(gradients, BlockGradients):
+            return gradients.dot(self)
+        return gradients.dot(self.dense())
+
+    def times(self, row: Tensor) -> Tensor:
+        """Inner products ``[q]`` with one row ``[p]``."""
+        total = row.new_zeros(len(self))
+        for block, part in zip(self.blocks, self.parts, strict=True):
+            matrix = block.read(row[None])[0]
+            if isinstance(part, Pair):
+                total += ((part.left @ matrix[:, None]) * part.right).sum((0, 2, 3))
+            else:
+                total += part.flatten(1) @ matrix.flatten()
+        return total
+
+
+@final
+class BlockGradients(Gradients):
+    """Gradients of n examples as sums of outer products in blocks of parameters.
+
+    Args:
+        blocks: all of them together hold every chosen parameter once.
+        terms: of each block; none where its gradients are 0.
+        count: n.
+        like: a tensor of the parameters' dtype and device.
+
+    Example:
+        >>> outer = Outer(torch.ones(1, 1, 1, 2), torch.tensor([[[[3.0, 4.0]]]]))
+        >>> block = Block("w", 1, 2, 2, weight=0)
+        >>> BlockGradients([block], [[outer]], 1, torch.ones(1)).dense()
+        tensor([[3., 4., 3., 4.]])
+    """
+
+    def __init__(
+        self, blocks: Sequence[Block], terms: Sequence[Sequence[Outer]], count: int, like: Tensor
+    ) -> None:
+        self.blocks, self.count, self.like = tuple(blocks), count, like
+        self.terms = tuple(tuple(part) for part in terms)
+        self.size = sum(block.size for block in self.blocks)
+
+    def part(self, rows: slice) -> "BlockGradients":
+        """Some of the examples."""
+        terms = [[term.part(rows) for term in part] for part in self.terms]
+        return BlockGradients(self.blocks, terms, len(range(self.count)[rows]), self.like)
+
+    def bytes(self) -> int:
+        """Memory of the factors."""
+        tensors = [t for part in self.terms for term in part for t in (term.left, term.right)]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    def matrices(self, place: int) -> Tensor:
+        """The gradients in one block, formed, ``[n, g, o, i]``."""
+        block = self.blocks[place]
+        if not self.terms[place]:
+            return self.like.new_zeros(self.count, *block.shape)
+        return form(self.terms[place], block.outputs)
+
+    def dot(self, rows: Tensor | BlockRows) -> Tensor:
+        """Rows times Gᵀ, ``[q, n]``; each block in the order that costs least."""
+        total = self.like.new_zeros(len(rows), self.count)
+        for place, block in enumerate(self.blocks):
+            terms = self.terms[place]
+            if not terms:
+                continue
+            part = rows.parts[place] if isinstance(rows, BlockRows) else block.read(rows)
+            if isinstance(part, Pair):
+                for term in terms:
+                    total += _pair_dot(part, term)
+            else:
+                _matrix_dot(part, terms, total)
+        return total
+
+    def combine(self, weights: Tensor) -> Tensor:
+        """Weights ``[m, n]`` times G."""
+        rows = self.like.new_zeros(len(weights), self.size)
+        for block, terms in zip(self.blocks, self.terms, strict=True):
+            if not terms:
+                continue
+            sums = [form([_summed(term, w) for term in terms], block.outputs) for w in weights]
+            block.write(rows, torch.cat(sums))
+        return rows
+
+    def dense(self) -> Tensor:
+        """All gradients, ``[n, p]``."""
+        rows = self.like.new_zeros(self.count, self.size)
+        for place, block in enumerate(self.blocks):
+            if self.terms[place]:
+                block.write(rows, self.matrices(place))
+        return rows
+
+
+def _summed(term: Outer, weights: Tensor) -> Outer:
+    """Σ_n w_n l_n ⊗ r_n as the outer products of one example."""
+    right = term.right * weights[:, None, None].to(term.right)
+    left = term.left.reshape(1, -1) if term.indexed else term.left.flatten(1, 2)[:, None]
+    if not term.ones:
+        return Outer(left, right.flatten(1, 2)[:, None])
+    scale = weights[:, None].expand(right.shape[1:3]).reshape(1, 1, -1, 1).to(left)
+    return Outer(left * scale, term.right.flatten(1, 2)[:, None], ones=True)
+
+
+def _pair_dot(pair: Pair, term: Outer) -> Tensor:
+    """Σ_rs (l_qr·l_ns)(r_qr·r_ns), ``[q, n]``."""
+    g, q, r, _ = pair.left.shape
+    n, s = term.right.shape[1:3]
+    total = term.right.new_zeros(n, q)
+    left, right = pair.left.flatten(1, 2).mT, pair.right.flatten(1, 2).mT
+    for piece in pieces(n, 2 * g * s * q * r * total.element_size()):
+        some = term.part(piece)
+        if some.indexed:
+            first = left[0, some.left.flatten()].view(1, -1, s, q * r)
+        else:
+            first = times(some.left, left, ones=False)
+        product = first.mul_(times(some.right, right, ones=some.ones))
+        total[piece] = product.view(g, -1, s, q, r).sum((0, 2, 4))
+    return total.T
+
+
+def _matrix_dot(part: Tensor, terms: Sequence[Outer], total: Tensor) -> None:
+    """Add ⟨S_q, G_n⟩ of matrices S ``[q, g, o, i]`` to ``[q, n]``."""
+    q, g, o, i = part.shape
+    n, item = total.shape[1], total.element_size()
+    flat = part.flatten(1)
+    if len(terms) == 1 and terms[0].indexed and terms[0].positions < o:
+        term = terms[0]
+        for piece in pieces(n, q * term.positions * i * item):
+            some = term.part(piece)
+            gathered = part[:, 0, some.left]
+            total[:, piece] += torch.einsum("qnsi,nsi->qn", gathered, some.right[0])
+        return
+    for piece in pieces(n, g * o * i * item):
+        formed = form([term.part(piece) for term in terms], o)
+        total[:, piece].addmm_(flat, formed.flatten(1).mT)

@@ -23,20 +23,32 @@ from torch.autograd.functional import jacobian
 
 __all__ = [
     "Problem",
+    "diagonal",
+    "ekfac",
     "empirical_fisher",
+    "expand",
     "gauss_newton",
     "gradient",
+    "gradient_matrix",
     "hessian",
+    "kfac",
     "l2_derivative",
+    "lookup",
     "newton_step",
     "perturbation",
+    "reduce",
     "ridge",
     "ridge_leave_one_out",
     "scores",
+    "shampoo",
     "train",
 ]
 
 Scalar = Callable[[Tensor], Tensor]
+# One gradient G = Σ_s l_s r_sᵀ of a weight [o, i]: its share, and (l [o], r [i]) of every position.
+Samples = list[tuple[float, list[tuple[Tensor, Tensor]]]]
+# Left [o, o] and right [i, i] second moments, and the mass they both hold.
+Moments = tuple[Tensor, Tensor, float]
 
 
 @final
@@ -176,6 +188,102 @@ def perturbation(
     leaf = theta.detach().clone().requires_grad_(True)
     (slope,) = torch.autograd.grad(example(leaf, point), leaf, create_graph=True)
     return torch.autograd.grad(slope @ s, point)[0]
+
+
+def gradient_matrix(positions: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """G = Σ_s l_s r_sᵀ, ``[o, i]``."""
+    left, right = positions[0]
+    total = left.new_zeros(len(left), len(right))
+    for left, right in positions:
+        total = total + torch.outer(left, right)
+    return total
+
+
+def _used(positions: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """Positions that add to the gradient: those of padding do not."""
+    return [(left, right) for left, right in positions if torch.outer(left, right).any()]
+
+
+def _empty(samples: Samples) -> Moments:
+    matrix = gradient_matrix(samples[0][1])
+    o, i = matrix.shape
+    return matrix.new_zeros(o, o), matrix.new_zeros(i, i), 0.0
+
+
+def expand(samples: Samples) -> Moments:
+    """K-FAC's moments where every position that is used is an example."""
+    left, right, mass = _empty(samples)
+    for share, positions in samples:
+        for l, r in _used(positions):
+            left = left + share * torch.outer(l, l)
+            right = right + share * torch.outer(r, r)
+            mass += share
+    return left, right, mass
+
+
+def reduce(samples: Samples) -> Moments:
+    """K-FAC's moments of the sum of left factors and the mean of right ones."""
+    left, right, mass = _empty(samples)
+    for share, positions in samples:
+        used = _used(positions)
+        if used:
+            l = torch.stack([l for l, _ in used]).sum(0)
+            r = torch.stack([r for _, r in used]).mean(0)
+            left = left + share * torch.outer(l, l)
+            right = right + share * torch.outer(r, r)
+            mass += share
+    return left, right, mass
+
+
+def lookup(samples: Samples) -> Moments:
+    """The same where left factors are one-hot: tokens are counted, right factors summed."""
+    left, right, mass = _empty(samples)
+    for share, positions in samples:
+        used = _used(positions)
+        if used:
+            r = torch.stack([r for _, r in used]).sum(0)
+            left = left + share * torch.stack([l for l, _ in used]).mean(0).diag()
+            right = right + share * torch.outer(r, r)
+            mass += share
+    return left, right, mass
+
+
+def shampoo(samples: Samples) -> Moments:
+    """Σ share G Gᵀ and Σ share Gᵀ G; their mass is the trace that they share."""
+    left, right, _ = _empty(samples)
+    for share, positions in samples:
+        g = gradient_matrix(positions)
+        left, right = left + share * g @ g.T, right + share * g.T @ g
+    return left, right, float(right.trace())
+
+
+def kfac(moments: Moments) -> Tensor:
+    """L ⊗ R / mass on rows of vec G, ``[o i, o i]``."""
+    left, right, mass = moments
+    return torch.kron(left, right) / mass
+
+
+def ekfac(samples: Samples, left: Tensor, right: Tensor) -> Tensor:
+    """(Q_L ⊗ Q_R) diag(Λ) (Q_L ⊗ Q_R)ᵀ, Λ = Σ share (Q_Lᵀ G Q_R)², ``[o i, o i]``.
+
+    Args:
+        samples: gradients of a weight ``[o, i]``.
+        left: Q_L, eigenvectors of a left moment, in columns.
+        right: Q_R, of a right moment.
+    """
+    values = left.new_zeros(len(left), len(right))
+    for share, positions in samples:
+        values = values + share * (left.T @ gradient_matrix(positions) @ right) ** 2
+    basis = torch.kron(left.contiguous(), right.contiguous())
+    return basis @ values.flatten().diag() @ basis.T
+
+
+def diagonal(samples: Samples) -> Tensor:
+    """The diagonal of Σ share vec G vec Gᵀ, ``[o i, o i]``."""
+    total = torch.zeros_like(gradient_matrix(samples[0][1]))
+    for share, positions in samples:
+        total = total + share * gradient_matrix(positions) ** 2
+    return total.flatten().diag()
 
 
 def train(problem: Problem, theta: Tensor, steps: int = 50) -> Tensor:

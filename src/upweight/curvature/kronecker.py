@@ -29,7 +29,7 @@ __all__ = ["EKFAC", "KFAC"]
 FIT_BYTES = 256 * 2**20
 BATCH_BYTES, LARGE_BATCH = 64 * 2**20, 4096
 
-Looked = tuple[BlockGradients, Tensor]
+Looked = tuple[BlockGradients, Tensor, int]
 
 
 @final
@@ -59,7 +59,7 @@ class KFAC:
         for part in moments:
             left, right = part.bases()
             blocks.append(Eigenblock(part.block, left, right, part.product(left, right)))
-        return fit.represented(blocks, ())
+        return fit.represented(blocks, fit.notes())
 
 
 @final
@@ -97,16 +97,18 @@ class EKFAC:
             Eigenblock(block, *basis, risk.objective.l2.new_zeros(2, *block.shape))
             for block, basis in zip(fit.layout.blocks, bases, strict=True)
         ]
-        for number, (gradients, share) in enumerate(fit.batches("eigenvalues")):
+        masses = [0.0, 0.0]
+        for gradients, share, number in fit.batches("eigenvalues"):
+            masses[number % 2] += float(share.sum())
             for part, terms in zip(blocks, gradients.terms, strict=True):
                 if terms:
                     _add_squares(part, terms, share, part.values[number % 2])
-        halves = [part.values for part in blocks]
         summed = [
-            Eigenblock(part.block, part.left, part.right, half.sum(0))
-            for part, half in zip(blocks, halves, strict=True)
+            Eigenblock(part.block, part.left, part.right, part.values.sum(0)) for part in blocks
         ]
-        return fit.represented(summed, fit.notes(halves))
+        halves = [part.values for part in blocks]
+        error = None if fit.sampled is None else _standard_error(halves, masses)
+        return fit.represented(summed, fit.notes(error))
 
 
 class _Fit:
@@ -135,31 +137,31 @@ class _Fit:
         return max(1, min(most, BATCH_BYTES // max(self.layout.row_bytes, 1)))
 
     def batches(self, label: str) -> Iterator[Looked]:
-        """Gradients of every batch and slope, with shares that hold the slope's weight."""
+        """Gradients of every batch and slope, shares with its weight, and the batch's number."""
         if self._kept is not None:
             yield from self._kept
             return
         kept: list[Looked] | None = []
         room, size = FIT_BYTES, self._size()
         total = -(-len(self.risk.data) // size)
-        for batch, share in track(self.risk.batches(size), label, total):
-            for looked in self._look(batch, share):
+        for number, (batch, share) in enumerate(track(self.risk.batches(size), label, total)):
+            for looked in self._look(batch, share, number):
                 room -= looked[0].bytes()
                 if kept is not None:
                     kept = [*kept, looked] if room >= 0 else None
                 yield looked
         self._kept = kept
 
-    def _look(self, batch: Batch, share: Tensor) -> Iterator[Looked]:
+    def _look(self, batch: Batch, share: Tensor, number: int) -> Iterator[Looked]:
         seen = Observation(self.risk.objective, self.layout, batch)
         for gradients, weight in self.slopes.gradients(seen):
-            yield gradients, share * weight
+            yield gradients, share * weight, number
 
     def moments(self, kind: type[Moments]) -> list[Moments]:
         """The moments of every block."""
         found: list[Moments] = []
         like = self.risk.objective.l2
-        for gradients, share in self.batches("moments"):
+        for gradients, share, _ in self.batches("moments"):
             if not found:
                 pairs = zip(gradients.blocks, gradients.terms, strict=True)
                 found = [
@@ -170,16 +172,14 @@ class _Fit:
                 part.add(terms, share)
         return found
 
-    def notes(self, halves: list[Tensor]) -> tuple[str, ...]:
-        """How well a sample determines the eigenvalues: from its two halves."""
+    def notes(self, error: float | None = None) -> tuple[str, ...]:
+        """That a sample was fitted on, and how well it determines the eigenvalues."""
         if self.sampled is None:
             return ()
-        gap = sum(float((half[0] - half[1]).square().sum()) for half in halves)
-        size = sum(float(half.sum(0).square().sum()) for half in halves)
-        error = (gap / max(size, 1e-300)) ** 0.5
+        size = "unknown" if error == float("inf") else f"{error or 0:.0%}"
+        known = "" if error is None else f" (standard error of its eigenvalues {size})"
         return (
-            f"curvature fitted on {self.sampled:,} of {len(self.whole.data):,} examples (standard "
-            f"error of its eigenvalues {error:.0%})",
+            f"curvature fitted on {self.sampled:,} of {len(self.whole.data):,} examples{known}",
         )
 
     def represented(self, blocks: list[Eigenblock], notes: tuple[str, ...]) -> KroneckerEigen:
@@ -195,6 +195,14 @@ class _Fit:
             for part in blocks
         ]
         return KroneckerEigen(added, objective.space.size, notes)
+
+
+def _standard_error(halves: list[Tensor], masses: list[float]) -> float:
+    """Relative error of the sum of two halves ``[2, ...]`` of the data, from their difference."""
+    first, second = (mass / max(sum(masses), 1e-300) for mass in masses)
+    gap = sum(float((second * half[0] - first * half[1]).square().sum()) for half in halves)
+    size = sum(float(half.sum(0).square().sum()) for half in halves)
+    return (gap / max(size * first * second, 1e-300)) ** 0.5 if first * second else float("inf")
 
 
 def _add_squares(part: Eigenblock, terms: tuple[Outer, ...], share: Tensor, total: Tensor) -> None:

@@ -25,7 +25,7 @@ class Moments(ABC):
         block: of the parameter row.
         left: ``[g, o, o]``, or None.
         right: ``[g, i, i]``, or None.
-        mass: Σ share_n s_n, of the positions that were added.
+        mass: Σ share_n s_n, of the positions that were counted.
     """
 
     def __init__(self, block: Block, like: Tensor, *, indexed: bool) -> None:
@@ -85,16 +85,24 @@ def _full(term: Outer) -> Tensor:
     return torch.cat([term.right, term.right.new_ones(*term.right.shape[:3], 1)], dim=3)
 
 
+def _used(term: Outer) -> Tensor:
+    """Positions ``[n, s]`` that add to a gradient: those of padding do not, and must not count."""
+    factor = term.right if term.indexed else term.left
+    return (factor != 0).any(3).any(0)
+
+
 @final
 class Expand(Moments):
-    """K-FAC "expand": every position of an example is an example (Martens & Grosse, 2015)."""
+    """K-FAC "expand": every position of an example is an example (Martens & Grosse, 2015).
+
+    Positions whose left factor is 0, as of padding, are none.
+    """
 
     def add(self, terms: Sequence[Outer], share: Tensor) -> None:
         """Σ_n share_n Σ_s of l lᵀ, and of r rᵀ."""
         for term in terms:
-            s = term.positions
-            weights = share[:, None].expand(len(share), s).flatten()
-            self.mass += float(share.sum()) * s
+            weights = (share[:, None] * _used(term)).flatten()
+            self.mass += float(weights.sum())
             self._add_side("right", _full(term).flatten(1, 2), weights)
             if term.indexed:
                 flat = self.left_diagonal[0]
@@ -110,14 +118,16 @@ class Reduce(Moments):
     def add(self, terms: Sequence[Outer], share: Tensor) -> None:
         """Σ_n share_n of (Σ_s l)(Σ_s l)ᵀ, and of (mean_s r)(mean_s r)ᵀ."""
         for term in terms:
-            self.mass += float(share.sum())
+            used = _used(term).to(share.dtype)
+            mean = used / used.sum(1, keepdim=True).clamp_min(1)
+            weights = share[:, None] * mean
+            self.mass += float(weights.sum())
             if term.indexed:  # a lookup has no mean of tokens: summed gradients, counted tokens
-                weights = share[:, None].expand(len(share), term.positions).flatten()
-                self.left_diagonal[0].index_add_(0, term.left.flatten(), weights / term.positions)
+                self.left_diagonal[0].index_add_(0, term.left.flatten(), weights.flatten())
                 self._add_side("right", term.right.sum(2), share)
                 continue
             self._add_side("left", term.left.sum(2), share)
-            self._add_side("right", _full(term).mean(2), share)
+            self._add_side("right", torch.einsum("gnsi,ns->gni", _full(term), mean), share)
 
 
 @final

@@ -225,6 +225,8 @@ class KroneckerInverse(Inverse):
             else:
                 turned = part.turn(gradients.matrices(place)) * inverse
                 parts.append(part.back(turned))
+                if square is None:
+                    whole += (turned.square() * part.values.clamp_min(0)).flatten(1).sum(1)
         rows = BlockRows(gradients.blocks, parts, self.size)
         return _solved(rows, (missing / torch.where(whole > 0, whole, 1.0)).sqrt())
 

@@ -6,10 +6,10 @@ combination of the captured gradients must equal what autograd gives for it. A p
 ``torch.func`` instead, so every chosen parameter is always covered.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Any, final
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from upweight.data import Batch
 from upweight.gradients.autograd import AutogradGradients, open_attention
 from upweight.gradients.rules.elementwise import as_outer, matrix_shape
-from upweight.gradients.watch import Call, Use, Watch
+from upweight.gradients.watch import Call, Kind, Use, Watch
 from upweight.linalg import Block, BlockGradients, Outer
 from upweight.objective import Measure, Objective
 from upweight.sources import map_leaves
@@ -28,6 +28,7 @@ __all__ = ["Layout", "Observation", "layout_of", "observe"]
 PROOF_ROWS = 4
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 LOOSE = 0.05
+engine: Any = torch.autograd.Variable._execution_engine
 
 
 @final
@@ -37,14 +38,14 @@ class Layout:
 
     Attributes:
         blocks: of the parameter row, each parameter in one.
-        axes: where the batch is in the output of each call.
+        axes: where the batch is in the output of each kind of call.
         joined: weights whose bias is a column of their block, with its name.
         general: parameters differentiated by ``torch.func``.
         row_bytes: memory that one example takes while it is looked at.
     """
 
     blocks: tuple[Block, ...]
-    axes: tuple[int | None, ...]
+    axes: Mapping[Kind, int | None]
     joined: Mapping[str, str]
     general: frozenset[str]
     row_bytes: int = 0
@@ -69,12 +70,13 @@ class Observation:
         self.objective, self.layout, self.batch = objective, layout, batch
         space = objective.space
         self.anchor = torch.zeros((), dtype=space.dtype, device=space.device, requires_grad=True)
-        watch = Watch(space.parameters(), len(batch), layout.axes, self.anchor)
+        seen = {k: p for k, p in space.parameters().items() if k not in layout.general}
+        watch = Watch(seen, len(batch), layout.axes, self.anchor)
         # Inputs that require gradients would have a graph of their own.
         fixed = replace(batch, inputs=map_leaves(Tensor.detach, batch.inputs))
         with frozen(objective.model), torch.enable_grad(), watch:
             self.outputs = objective.call(fixed)
-        self.calls = watch.calls
+        self.watch, self.calls = watch, watch.calls
 
     def gradients(self, measure: Measure = "loss", *, keep: bool = False) -> BlockGradients:
         """Gradients of a measure of each example.
@@ -83,25 +85,33 @@ class Observation:
             measure: what to differentiate.
             keep: whether another backward pass will follow.
         """
-        objective = self.objective
-        with torch.enable_grad():
-            asked = objective.measured_at(measure)
-            total = asked(self.outputs, self.batch.targets).sum()
-        terms = self._pull(total, None, keep=keep)
-        return self._with_general(terms, measure)
+        return self._with_general(self._captured(measure, keep=keep), measure, self.batch)
+
+    def captured(self, measure: Measure = "loss") -> BlockGradients:
+        """The same without parameters of the general path, whose gradients are left 0."""
+        return self._assembled(self._captured(measure, keep=False))
 
     def pulled(self, slope: Tensor, *, keep: bool = False) -> BlockGradients:
         """Gradients ``J_iᵀ slope_i`` of each example for slopes in the outputs' shape."""
         terms = self._pull(self.outputs, slope, keep=keep)
-        return self._with_general(terms, lambda outputs, _: (outputs * slope).flatten(1).sum(1))
+        asked = replace(self.batch, targets=slope)
+        return self._with_general(terms, lambda a, b: (a * b).flatten(1).sum(1), asked)
+
+    def _captured(self, measure: Measure, *, keep: bool) -> dict[str, list[Outer]]:
+        with torch.enable_grad():
+            asked = self.objective.measured_at(measure)
+            total = asked(self.outputs, self.batch.targets).sum()
+        return self._pull(total, None, keep=keep)
 
     def _pull(self, total: Tensor, slope: Tensor | None, *, keep: bool) -> dict[str, list[Outer]]:
         for call in self.calls:
             call.slope = None
         if total.requires_grad:
-            # Frozen again: activation checkpoints run parts of the forward pass here.
-            with frozen(self.objective.model):
-                torch.autograd.grad(total, self.anchor, slope, retain_graph=keep, allow_unused=True)
+            # As in the forward pass: activation checkpoints run parts of it again here.
+            with frozen(self.objective.model), self.watch.repeat():
+                # The engine itself: autograd.grad would switch the watch off meanwhile.
+                slope = torch.ones_like(total) if slope is None else slope
+                engine.run_backward((total,), (slope,), keep, False, (self.anchor,), True)
         terms: dict[str, list[Outer]] = {}
         columns = set(self.layout.joined.values())
         for call in self.calls:
@@ -112,15 +122,21 @@ class Observation:
                     terms.setdefault(use.name, []).append(replace(outer, ones=joined))
         return terms
 
-    def _with_general(self, terms: dict[str, list[Outer]], measure: Measure) -> BlockGradients:
+    def _with_general(
+        self, terms: dict[str, list[Outer]], measure: Measure, batch: Batch
+    ) -> BlockGradients:
         layout, objective = self.layout, self.objective
         if layout.general:
             part = objective.of_part([b.name for b in layout.blocks if b.name in layout.general])
-            dense = AutogradGradients(part, self.batch, measure).dense()
+            dense = AutogradGradients(part, batch, measure).dense()
             for name, matrices in part.space.unflatten(dense).items():
                 terms[name] = [as_outer(matrices, part.space.shapes[name])]
-        merged = [_merged(terms.get(block.name, [])) for block in layout.blocks]
-        return BlockGradients(layout.blocks, merged, len(self.batch), objective.l2)
+        return self._assembled(terms)
+
+    def _assembled(self, terms: Mapping[str, list[Outer]]) -> BlockGradients:
+        blocks = self.layout.blocks
+        merged = [_merged(terms.get(block.name, [])) for block in blocks]
+        return BlockGradients(blocks, merged, len(self.batch), self.objective.l2)
 
 
 @contextmanager
@@ -176,19 +192,21 @@ def layout_of(objective: Objective, batch: Batch) -> Layout:
 
 
 def _proved(objective: Objective, batch: Batch) -> Layout:
-    everything = _assembled(objective, (), {}, frozenset(objective.space.shapes), ())
-    rows = torch.linspace(0, len(batch) - 1, min(PROOF_ROWS, len(batch))).long().unique()
+    everything = _assembled(objective, {}, {}, frozenset(objective.space.shapes), {})
+    rows = torch.linspace(0, len(batch) - 1, PROOF_ROWS).long()
     some = _gather(batch, rows)
     try:
-        axes = _axes(objective, batch)
-        trial = Observation(objective, replace(everything, axes=axes, general=frozenset()), some)
+        routed = frozenset(_axes(objective, batch, frozenset())[1])
+        axes, _ = _axes(objective, batch, routed)
+        trial = Observation(objective, replace(everything, axes=axes, general=routed), some)
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, AssertionError):
         return everything
     uses, wrong = _agreeing(trial.calls)
     joined = _joined(objective, trial.calls, uses)
-    layout = _assembled(objective, uses, joined, frozenset(), axes)
-    wrong |= _disproved(objective, layout, some)
+    layout = _assembled(objective, uses, joined, routed, axes)
+    wrong |= routed | _disproved(objective, layout, some)
     if wrong:
+        axes, _ = _axes(objective, batch, wrong)
         joined = {w: b for w, b in joined.items() if not {w, b} & wrong}
         kept = {name: use for name, use in uses.items() if name not in wrong}
         layout = _assembled(objective, kept, joined, frozenset(wrong), axes)
@@ -202,16 +220,28 @@ def _gather(batch: Batch, rows: Tensor) -> Batch:
     return Batch(inputs, targets, batch.positions[rows])
 
 
-def _axes(objective: Objective, batch: Batch) -> tuple[int | None, ...]:
-    """Where the batch is in each call's output: the axis that grows with it."""
-    shapes = []
+def _axes(
+    objective: Objective, batch: Batch, without: Set[str]
+) -> tuple[dict[Kind, int | None], set[str]]:
+    """Where the batch is in each kind of call's output: the axis that grows with it.
+
+    And the parameters used on rows that the data choose.
+    """
+    calls, routed = [], set()
+    seen = {k: p for k, p in objective.space.parameters().items() if k not in without}
     for count in (2, 3):
         repeated = _gather(batch, torch.zeros(count, dtype=torch.long))
-        watch = Watch(objective.space.parameters(), count, None, objective.l2)
+        watch = Watch(seen, count, None, objective.l2)
         with torch.no_grad(), open_attention(), watch:
             objective.call(repeated)
-        shapes.append([call.shape for call in watch.calls])
-    return tuple(_grown(*pair) for pair in zip(*shapes, strict=True))
+        calls.append(watch.calls)
+        routed |= watch.routed
+    axes: dict[Kind, int | None] = {}
+    for two, three in zip(*calls, strict=True):
+        axis = _grown(two.shape, three.shape)
+        if axes.setdefault(two.kind, axis) != axis:
+            routed |= {use.name for use in two.uses}
+    return axes, routed
 
 
 def _grown(two: torch.Size, three: torch.Size) -> int | None:
@@ -251,13 +281,12 @@ def _joined(objective: Objective, calls: Sequence[Call], uses: Mapping[str, Use]
 
 def _assembled(
     objective: Objective,
-    uses: Mapping[str, Use] | tuple[()],
+    uses: Mapping[str, Use],
     joined: Mapping[str, str],
     general: frozenset[str],
-    axes: Sequence[int | None],
+    axes: Mapping[Kind, int | None],
 ) -> Layout:
     """Blocks in the order of the parameter row; what is not used and not general has none."""
-    known = dict(uses)
     shapes = objective.space.shapes
     starts, at = {}, 0
     for name, shape in shapes.items():
@@ -267,7 +296,7 @@ def _assembled(
     for name, shape in shapes.items():
         if name in joined.values():
             continue
-        use = known.get(name)
+        use = uses.get(name)
         g, o, i = matrix_shape(shape) if use is None else use.shape
         bias = joined.get(name)
         blocks.append(
@@ -277,22 +306,28 @@ def _assembled(
                 use is not None and use.transposed,
             )
         )  # fmt: skip
-    return Layout(tuple(blocks), tuple(axes), dict(joined), general)
+    return Layout(tuple(blocks), dict(axes), dict(joined), general)
 
 
 def _disproved(objective: Objective, layout: Layout, some: Batch) -> set[str]:
     """Parameters whose captured gradients, randomly combined, are not autograd's."""
     generator = torch.Generator().manual_seed(0)
     dtype, device = objective.space.dtype, objective.space.device
-    weights = torch.rand(len(some), generator=generator, dtype=torch.float64) + 0.5
-    weights = weights.to(device, dtype)
+    weights = torch.rand(2, len(some), generator=generator, dtype=torch.float64) + 0.5
+    # Losses of different size tell even equal rows apart, as those of a batch of one.
+    scales, weights = weights.to(device, dtype)
+
+    def scaled(outputs: Any, targets: Any) -> Tensor:
+        losses: Tensor = objective.loss(outputs, targets) * scales
+        return losses
+
     with torch.enable_grad(), open_attention():
-        losses = objective.measured_at("loss")(objective.call(some), some.targets)
+        losses = scaled(objective.call(some), some.targets)
         slopes = torch.autograd.grad(
             (losses * weights).sum(), list(objective.space.parameters().values()), allow_unused=True
         )
     try:
-        found = Observation(objective, layout, some).gradients().combine(weights[None])
+        found = Observation(objective, layout, some).captured(scaled).combine(weights[None])
     except (RuntimeError, ValueError, AssertionError):
         return set(objective.space.shapes)
     blocks = objective.space.unflatten(found[0].detach())
@@ -309,8 +344,6 @@ def _disproved(objective: Objective, layout: Layout, some: Batch) -> set[str]:
 
 def _row_bytes(objective: Objective, layout: Layout, some: Batch) -> int:
     """Memory of one example: its factors, as much again for the graph, general gradients twice."""
-    seen = Observation(objective, replace(layout, general=frozenset()), some)
-    factors = seen.gradients().bytes() / len(some)
-    item = torch.empty(0, dtype=objective.space.dtype).element_size()
+    factors = Observation(objective, layout, some).captured().bytes() // len(some)
     general = sum(objective.space.shapes[name].numel() for name in layout.general)
-    return int(2 * factors + 2 * item * general)
+    return 2 * (factors + objective.l2.element_size() * general)

@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from upweight.errors import ModelError
 from upweight.linalg import Outer
+from upweight.sources import leaves
 
 __all__ = ["RULES", "Call", "Given", "Use", "Watch", "rule"]
 
 Factors = Callable[[Tensor], Outer]
 Rule = Callable[["Watch", "Given"], Any]
+Kind = tuple[Any, ...]
 RULES: dict[Any, tuple[Rule, Mapping[str, Any]]] = {}
 
 
@@ -29,10 +32,10 @@ class Given(SimpleNamespace):
 
     operation: Callable[..., Any]
 
-    def run(self, **changed: Any) -> Any:
+    def run(self, changed: Mapping[str, Any] | None = None) -> Any:
         """The operation's output, some arguments changed."""
         named = {key: value for key, value in vars(self).items() if key != "operation"}
-        return self.operation(*{**named, **changed}.values())
+        return self.operation(*{**named, **(changed or {})}.values())
 
 
 def rule(*operations: Any, takes: Mapping[str, Any]) -> Callable[[Rule], Rule]:
@@ -70,6 +73,46 @@ class Use:
     transposed: bool = False
 
 
+# Outputs of these have as many rows as the data decide.
+ROUTES = {torch.nonzero, Tensor.nonzero, torch.argwhere, torch.masked_select, Tensor.masked_select}
+_T: Any = Tensor.T
+_MT: Any = Tensor.mT
+TURNS = {Tensor.t, torch.t, _T.__get__, _MT.__get__, Tensor.transpose, torch.transpose}
+VIEWS = TURNS | {
+    *(Tensor.__getitem__, Tensor.narrow, Tensor.view, Tensor.reshape, torch.reshape),
+    *(Tensor.unsqueeze, torch.unsqueeze, Tensor.squeeze, torch.squeeze, Tensor.flatten),
+}
+
+
+@final
+@dataclass(frozen=True)
+class View:
+    """A tensor that shows a parameter, or is it.
+
+    Attributes:
+        tensor: kept, so that no other takes its id.
+        name: of the parameter.
+        shape: of the parameter.
+        shown: the view of any tensor like the parameter.
+        turned: whether it is the parameter's matrix transposed; None if neither that nor itself.
+    """
+
+    tensor: Tensor
+    name: str
+    shape: torch.Size
+    shown: Callable[[Tensor], Tensor]
+    turned: bool | None
+
+    def pull(self, slopes: Tensor) -> Tensor:
+        """From gradients in the view ``[n, ...]`` to those in the parameter, ``[n, *shape]``."""
+        if self.turned is False:
+            return slopes
+        with torch.enable_grad():
+            base = slopes.new_zeros(self.shape).requires_grad_()
+            out = self.shown(base)
+        return torch.autograd.grad(out, base, slopes, is_grads_batched=True)[0]
+
+
 @final
 @dataclass
 class Call:
@@ -78,11 +121,13 @@ class Call:
     Attributes:
         uses: of each parameter that was chosen.
         shape: of the output.
+        kind: the operation, with the parameter and the rank of every argument.
         slope: gradient in the output, batch first, once a backward pass has come by.
     """
 
     uses: tuple[Use, ...]
     shape: torch.Size
+    kind: Kind
     slope: Tensor | None = field(default=None, repr=False)
 
 
@@ -93,8 +138,8 @@ class Watch(TorchFunctionMode):
     Args:
         parameters: to be watched, by name.
         count: n, rows of the batch.
-        axes: where the rows are in the output of each call; None in a trial run, which only notes
-            shapes.
+        axes: where the rows are in the output of each kind of call; None in a trial run, which
+            only notes shapes and what is routed.
         anchor: a scalar 0 that requires gradients, so that all frozen layers have a graph.
     """
 
@@ -102,36 +147,91 @@ class Watch(TorchFunctionMode):
         self,
         parameters: Mapping[str, Tensor],
         count: int,
-        axes: Sequence[int | None] | None,
+        axes: Mapping[Kind, int | None] | None,
         anchor: Tensor,
     ) -> None:
         super().__init__()
         self.names = {id(value): name for name, value in parameters.items()}
         self.count, self.axes, self.anchor = count, axes, anchor
         self.calls: list[Call] = []
+        self.views: dict[int, View] = {}
+        self.again = False
+        self.kind: Kind = ()
+        self.routed: set[str] = set()
+        self._loose: dict[int, Tensor] = {}
+
+    def repeat(self) -> "Watch":
+        """The same watch for parts of the forward pass run again, as activation checkpoints do."""
+        self.again = True
+        return self
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run the operation, by its rule if it has one."""
         del types
+        out = self._run(func, args, kwargs or {})
+        if self.axes is None:
+            self._follow(func, args, kwargs, out)
+        return out
+
+    def _run(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
+        if func in VIEWS and isinstance(args[0], Tensor) and self._concerned(args[:1], None):
+            return self._view(func, args, kwargs)
         known = RULES.get(func)
         if known is None or not self._concerned(args, kwargs):
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
         function, takes = known
-        named = {**takes, **dict(zip(takes, args, strict=False)), **(kwargs or {})}
+        named = {**takes, **dict(zip(takes, args, strict=False)), **kwargs}
         if len(named) > len(takes) or len(args) > len(takes):  # an overload without a rule
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
+        parts = ((self.source(x), x) for x in named.values())
+        used = [(s and s.name, x.dim() if isinstance(x, Tensor) else None) for s, x in parts]
+        self.kind = (func, *used)
         return function(self, Given(operation=func, **named))
 
+    def _follow(self, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> None:
+        """Note parameters used on as many rows as the data decide: those are of no example."""
+        routes = func in ROUTES or (func is torch.where and len(args) == 1)
+        if func is Tensor.__getitem__:
+            places = args[1] if isinstance(args[1], tuple) else (args[1],)
+            routes = any(isinstance(x, Tensor) and x.dtype == torch.bool for x in places)
+        given = {id(x): x for x in leaves((args, kwargs))}
+        if routes or given.keys() & self._loose.keys():
+            sources = map(self.source, given.values())
+            self.routed |= {source.name for source in sources if source is not None}
+            self._loose |= {id(x): x for x in leaves(out) if id(x) not in given}
+
     def _concerned(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> bool:
-        """Whether a chosen parameter is among the arguments."""
+        """Whether a chosen parameter or a view of one is among the arguments."""
         given = (*args, *kwargs.values()) if kwargs else args
-        return any(
-            id(x) in self.names
-            or (isinstance(x, (list, tuple)) and any(id(item) in self.names for item in x))
-            for x in given
-        )
+        flat = [y for x in given for y in (x if isinstance(x, (list, tuple)) else (x,))]
+        return any(id(x) in self.names or id(x) in self.views for x in flat)
+
+    def _view(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
+        """Run an operation that shows a parameter another way, and know its output by that."""
+        out = func(*args, **kwargs)
+        source = self.source(args[0])
+        if isinstance(out, Tensor) and source is not None:
+
+            def shown(base: Tensor) -> Tensor:
+                value: Tensor = func(source.shown(base), *args[1:], **kwargs)
+                return value
+
+            turned = func in TURNS and source.turned is not None and args[0].dim() == 2
+            self.views[id(out)] = View(
+                out, source.name, source.shape, shown, not source.turned if turned else None
+            )
+        return out
+
+    def source(self, tensor: Any) -> "View | None":
+        """The parameter that a tensor is or shows."""
+        if not isinstance(tensor, Tensor):
+            return None
+        name = self.names.get(id(tensor))
+        if name is None:
+            return self.views.get(id(tensor))
+        return View(tensor, name, tensor.shape, lambda base: base, turned=False)
 
     def name(self, tensor: Any) -> str | None:
         """The name of a tensor if it is a chosen parameter."""
@@ -139,9 +239,15 @@ class Watch(TorchFunctionMode):
 
     @property
     def axis(self) -> int | None:
-        """Where the rows of the batch are in the output of the call that comes next."""
-        place = len(self.calls)
-        return self.axes[place] if self.axes is not None and place < len(self.axes) else 0
+        """Where the rows of the batch are in the output of the present call."""
+        if self.axes is None:
+            return 0
+        if self.kind not in self.axes:
+            raise ModelError(
+                f"The model uses {', '.join(x[0] for x in self.kind[1:] if x[0])} in a way that it "
+                "did not on the first batch. Give all batches inputs of the same form."
+            )
+        return self.axes[self.kind]
 
     def rows(self, x: Tensor, features: int = 1) -> Tensor:
         """An operand batch first, ``[n, s, *features]``.
@@ -164,7 +270,8 @@ class Watch(TorchFunctionMode):
 
     def skip(self, out: Tensor) -> Tensor:
         """Count a call whose parameters its rule cannot follow; the layout's proof finds them."""
-        self.calls.append(Call((), out.shape))
+        if not self.again:
+            self.calls.append(Call((), out.shape, self.kind))
         return out
 
     def keep(self, out: Tensor, uses: Sequence[Use | None], features: int = 1) -> Tensor:
@@ -176,8 +283,9 @@ class Watch(TorchFunctionMode):
             features: trailing axes of the output that are not positions.
         """
         axis = self.axis
-        call = Call(tuple(use for use in uses if use is not None), out.shape)
-        self.calls.append(call)
+        call = Call(tuple(use for use in uses if use is not None), out.shape, self.kind)
+        if not self.again:
+            self.calls.append(call)
         if self.axes is None or not torch.is_grad_enabled():
             return out
         if axis is None:
@@ -185,9 +293,15 @@ class Watch(TorchFunctionMode):
             out = out.expand(self.count, *out.shape[1 if spread else 0 :])
         if not out.requires_grad:
             out = out + self.anchor
+        if self.again:
+            return out
 
         def report(slope: Tensor) -> None:
+            slope = slope.reshape(shape)
             call.slope = slope.movedim(1, 0) if axis == 1 else slope
 
-        out.register_hook(report)
+        # A view loses its hooks when it is changed in place; what it shows keeps them.
+        base, shape = out._base, out.shape
+        whole = base is not None and base.numel() == out.numel() and base.is_contiguous()
+        (base if base is not None and whole and out.is_contiguous() else out).register_hook(report)
         return out

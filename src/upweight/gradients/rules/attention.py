@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from upweight.gradients.rules.dense import linear
 from upweight.gradients.watch import Given, Watch, rule
 
 __all__ = ["multi_head_attention", "projected"]
@@ -42,7 +41,8 @@ TAKES = {
 
 def projected(watch: Watch, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A linear map, watched."""
-    return linear(watch, Given(operation=F.linear, input=x, weight=weight, bias=bias))  # type: ignore[no-any-return]
+    out: Tensor = watch.__torch_function__(F.linear, (), (x, weight, bias))
+    return out
 
 
 def _thirds(watch: Watch, given: Given) -> list[Tensor]:
@@ -67,13 +67,7 @@ def multi_head_attention(watch: Watch, given: Given) -> Any:
         return given.run()
     query, key, value = _thirds(watch, given)
     eye = torch.eye(query.shape[-1], dtype=query.dtype, device=query.device)
-    mixed, weights = given.run(
-        query=query,
-        key=key,
-        value=value,
-        in_proj_weight=torch.cat([eye] * 3),
-        in_proj_bias=None,
-        out_proj_weight=eye,
-        out_proj_bias=None,
-    )
+    plain = {"in_proj_weight": torch.cat([eye] * 3), "in_proj_bias": None}
+    plain |= {"out_proj_weight": eye, "out_proj_bias": None}
+    mixed, weights = given.run({"query": query, "key": key, "value": value, **plain})
     return projected(watch, mixed, given.out_proj_weight, given.out_proj_bias), weights

@@ -47,6 +47,15 @@ def patches(x: Tensor, kernel: Sequence[int], settings: tuple[Any, ...]) -> Tens
     return x.reshape(n, c * torch.Size(kernel).numel(), -1)
 
 
+def _places(
+    space: Sequence[int], kernel: Sequence[int], settings: tuple[Any, ...]
+) -> tuple[int, ...]:
+    """How many positions a kernel has along every axis."""
+    stride, padding, dilation = settings
+    sizes = zip(space, kernel, stride, _each(padding, len(kernel)), dilation, strict=True)
+    return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)
+
+
 def _grouped(values: Tensor, groups: int, pictures: int) -> Tensor:
     """``[n·t, g·c, s]`` as ``[g, n, t·s, c]``; a view where each row is one picture."""
     s = values.shape[2]
@@ -93,7 +102,7 @@ def convolve(watch: Watch, given: Given) -> Tensor:
 
 
 def _channel_bias(watch: Watch, name: str | None, channels: int) -> Use | None:
-    use = bias_use(name, channels)
+    use = bias_use(watch, name, channels)
     if use is None:
         return None
     count, summed = watch.count, use.factors
@@ -128,6 +137,9 @@ def convolve_transposed(watch: Watch, given: Given) -> Tensor:
 
     def factors(slope: Tensor) -> Outer:
         right, pictures = patches(slope, kernel, settings), len(slope) // watch.count
+        if right.shape[2] > x[0, 0].numel():  # room that output padding made at the ends
+            right = right.unflatten(2, _places(slope.shape[2:], kernel, settings))
+            right = right[(..., *(slice(size) for size in x.shape[2:]))].flatten(2)
         return Outer(_grouped(x.flatten(2), groups, pictures), _grouped(right, groups, pictures))
 
     shape = (groups, weight.shape[0] // groups, weight[0].numel())

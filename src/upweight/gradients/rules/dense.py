@@ -10,13 +10,14 @@ from upweight.linalg import Outer
 __all__ = ["addmm", "bias_use", "linear", "matmul"]
 
 
-def bias_use(name: str | None, size: int) -> Use | None:
+def bias_use(watch: Watch, name: str | None, size: int) -> Use | None:
     """The use of a bias: the gradient in the output ``[n, ..., size]``, summed over positions."""
     if name is None:
         return None
+    count = watch.count
 
     def factors(slope: Tensor) -> Outer:
-        total = slope.reshape(len(slope), -1, size).sum(1)
+        total = slope.reshape(count, -1, size).sum(1)
         return Outer(total.new_ones(1, 1, 1, 1).expand(1, len(total), 1, 1), total[None, :, None])
 
     return Use(name, (1, 1, size), factors)
@@ -25,8 +26,8 @@ def bias_use(name: str | None, size: int) -> Use | None:
 def _weight_use(
     watch: Watch, weight: Tensor, x: Tensor, *, transposed: bool, bias: str | None
 ) -> Use | None:
-    name = watch.name(weight)
-    if name is None:
+    source, count = watch.source(weight), watch.count
+    if source is None or source.turned is None:
         return None
     i, o = weight.shape if transposed else weight.shape[::-1]
     # Reading the input is put off until the gradient comes: a trial run needs no rows.
@@ -34,9 +35,9 @@ def _weight_use(
 
     def factors(slope: Tensor) -> Outer:
         assert right is not None
-        return Outer(slope.reshape(1, len(slope), -1, o), right[None])
+        return Outer(slope.reshape(1, count, -1, o), right[None])
 
-    return Use(name, (1, o, i), factors, bias=bias, transposed=transposed)
+    return Use(source.name, (1, o, i), factors, bias, transposed != source.turned)
 
 
 @rule(F.linear, takes={"input": None, "weight": None, "bias": None})
@@ -47,7 +48,7 @@ def linear(watch: Watch, given: Given) -> Tensor:
         return out
     known = watch.name(given.bias)
     use = _weight_use(watch, given.weight, given.input, transposed=False, bias=known)
-    return watch.keep(out, (use, bias_use(known, len(given.weight))))
+    return watch.keep(out, (use, bias_use(watch, known, len(given.weight))))
 
 
 @rule(
@@ -57,7 +58,7 @@ def linear(watch: Watch, given: Given) -> Tensor:
 def matmul(watch: Watch, given: Given) -> Tensor:
     """``x W`` with a weight ``[i, o]``."""
     out: Tensor = given.run()
-    if watch.name(given.mat2) is None or given.mat2.dim() != 2 or given.input.dim() < 2:
+    if watch.source(given.mat2) is None or given.mat2.dim() != 2 or given.input.dim() < 2:
         return out
     use = _weight_use(watch, given.mat2, given.input, transposed=True, bias=None)
     return watch.keep(out, (use,))
@@ -69,4 +70,4 @@ def addmm(watch: Watch, given: Given) -> Tensor:
     out: Tensor = given.run()
     known = watch.name(given.input) if given.input.dim() == 1 else None
     use = _weight_use(watch, given.mat2, given.mat1, transposed=True, bias=known)
-    return watch.keep(out, (use, bias_use(known, out.shape[-1])))
+    return watch.keep(out, (use, bias_use(watch, known, out.shape[-1])))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from upweight.gradients.watch import Given, Use, Watch, rule
+from upweight.gradients.watch import Given, Use, View, Watch, rule
 from upweight.linalg import Outer
 
 __all__ = ["add", "expand", "multiply", "own_use", "prelu", "subtract"]
@@ -43,11 +43,17 @@ def _reduced(values: Tensor, shape: torch.Size) -> Tensor:
     return values.sum(wide, keepdim=True) if wide else values
 
 
-def own_use(name: str, shape: torch.Size, formed: Callable[[Tensor], Tensor]) -> Use:
+def own_use(watch: Watch, source: View, formed: Callable[[Tensor], Tensor]) -> Use:
     """The use of a parameter whose gradient is formed, ``[n, *broadcast shape]``."""
-    return Use(
-        name, matrix_shape(shape), lambda slope: as_outer(_reduced(formed(slope), shape), shape)
-    )
+    shape, count = source.tensor.shape, watch.count
+
+    def factors(slope: Tensor) -> Outer:
+        values = formed(slope)
+        if len(values) != count:  # several pictures or windows of one row
+            values = values.unflatten(0, (count, -1))
+        return as_outer(source.pull(_reduced(values, shape)), source.shape)
+
+    return Use(source.name, matrix_shape(source.shape), factors)
 
 
 def _batch_first(watch: Watch, x: Tensor, dim: int) -> Callable[[], Tensor]:
@@ -70,9 +76,8 @@ def _fits(watch: Watch, out: Tensor, parameter: Tensor) -> bool:
         return True
     if axis is None:
         return out.shape == parameter.shape
-    return out.shape[axis] == watch.count and (
-        parameter.dim() < out.dim() - axis or parameter.shape[axis - out.dim()] == 1
-    )
+    whole = out.shape[axis] == watch.count or (axis == 0 and out.shape[0] % watch.count == 0)
+    return whole and (parameter.dim() < out.dim() - axis or parameter.shape[axis - out.dim()] == 1)
 
 
 TWO = {"input": None, "other": None}
@@ -86,33 +91,33 @@ def multiply(watch: Watch, given: Given) -> Tensor:
     """G ∘ x, summed over what the parameter was broadcast over."""
     out: Tensor = given.run()
     parameter, x = given.input, given.other
-    if watch.name(parameter) is None:
+    if watch.source(parameter) is None:
         parameter, x = x, parameter
-    name = watch.name(parameter)
-    if name is None or watch.name(x) is not None:
+    source = watch.source(parameter)
+    if source is None or watch.source(x) is not None:
         return out
     if not _fits(watch, out, parameter):
         return watch.skip(out)
     if not isinstance(x, Tensor):
-        return watch.keep(out, (own_use(name, parameter.shape, lambda g: g * x),), features=0)
+        return watch.keep(out, (own_use(watch, source, lambda g: g * x),), features=0)
     spread = _batch_first(watch, x.detach(), out.dim())
-    return watch.keep(out, (own_use(name, parameter.shape, lambda g: g * spread()),), features=0)
+    return watch.keep(out, (own_use(watch, source, lambda g: g * spread()),), features=0)
 
 
 def _shift(watch: Watch, out: Tensor, parameter: Any, sign: float) -> Tensor:
-    name = watch.name(parameter)
-    if name is None:
+    source = watch.source(parameter)
+    if source is None:
         return out
     if not _fits(watch, out, parameter):
         return watch.skip(out)
-    return watch.keep(out, (own_use(name, parameter.shape, lambda g: g * sign),), features=0)
+    return watch.keep(out, (own_use(watch, source, lambda g: g * sign),), features=0)
 
 
 @rule(torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, takes=TWO)
 def add(watch: Watch, given: Given) -> Tensor:
     """G, summed over what the parameter was broadcast over."""
     out: Tensor = given.run()
-    first, second = watch.name(given.input), watch.name(given.other)
+    first, second = watch.source(given.input), watch.source(given.other)
     if first is not None and second is not None:
         return out
     return _shift(watch, out, given.other if first is None else given.input, 1.0)
@@ -122,7 +127,7 @@ def add(watch: Watch, given: Given) -> Tensor:
 def subtract(watch: Watch, given: Given) -> Tensor:
     """±g, summed over what the parameter was broadcast over."""
     out: Tensor = given.run()
-    first, second = watch.name(given.input), watch.name(given.other)
+    first, second = watch.source(given.input), watch.source(given.other)
     if first is not None and second is not None:
         return out
     if first is None:
@@ -144,8 +149,8 @@ def expand(watch: Watch, given: Given) -> Tensor:
 def prelu(watch: Watch, given: Given) -> Tensor:
     """G ∘ min(x, 0), by channel or over all."""
     out: Tensor = given.run()
-    name, count = watch.name(given.weight), len(given.weight)
-    if name is None:
+    source, count = watch.source(given.weight), given.weight.numel()
+    if source is None:
         return out
     low = given.input.detach().clamp_max(0)
 
@@ -155,4 +160,4 @@ def prelu(watch: Watch, given: Given) -> Tensor:
             return product.flatten(1).sum(1, keepdim=True)
         return product.flatten(2).sum(2) if product.dim() > 2 else product
 
-    return watch.keep(out, (own_use(name, given.weight.shape, formed),), features=0)
+    return watch.keep(out, (own_use(watch, source, formed),), features=0)

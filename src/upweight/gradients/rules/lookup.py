@@ -28,12 +28,13 @@ def embedding(watch: Watch, given: Given) -> Tensor:
     # Renormalised or rescaled gradients are not those of a lookup: left to the general path.
     if name is None or given.max_norm is not None or given.scale_grad_by_freq:
         return out
+    count = watch.count
     tokens = watch.rows(given.input, 0) if watch.axes is not None else None
     padding = given.padding_idx
 
     def factors(slope: Tensor) -> Outer:
         assert tokens is not None
-        right = slope.reshape(1, len(slope), -1, width)
+        right = slope.reshape(1, count, -1, width)
         if padding is not None:
             right = right * (tokens != padding % rows)[None, :, :, None]
         return Outer(tokens, right)

@@ -15,25 +15,26 @@ __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"
 def _kept(watch: Watch, given: Given, features: int | None) -> Tensor:
     """Keep uses of scale and shift, over trailing axes or over the channels of axis 1."""
     out: Tensor = given.run()
-    axis, channels = watch.axis, features is None
+    axis, count, channels = watch.axis, watch.count, features is None
     x, weight, bias = given.input.detach(), given.weight, getattr(given, "bias", None)
     plain = {"weight": None} | ({"bias": None} if hasattr(given, "bias") else {})
 
     def normalised() -> Tensor:
         with torch.no_grad():
-            found: Tensor = given.run(input=x, **plain)
+            found: Tensor = given.run({"input": x, **plain})
         return found.movedim(1, 0) if axis == 1 else found
 
     def gathered(values: Tensor, shape: torch.Size) -> Tensor:
         if channels:
-            return values.flatten(2).sum(2) if values.dim() > 2 else values
-        return values.reshape(len(values), -1, *shape).sum(1)
+            values = values.flatten(2).sum(2) if values.dim() > 2 else values
+        return values.reshape(count, -1, *shape).sum(1)
 
     uses = []
     for parameter, factor in ((weight, normalised), (bias, None)):
-        name = watch.name(parameter)
-        if parameter is not None and name is not None:
-            uses.append(own_use(name, parameter.shape, _formed(gathered, factor, parameter.shape)))
+        source = watch.source(parameter)
+        if source is not None:
+            formed = _formed(gathered, factor, source.tensor.shape)
+            uses.append(own_use(watch, source, formed))
     return watch.keep(out, uses, out.dim() - 1 if features is None else features)
 
 

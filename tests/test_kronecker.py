@@ -31,6 +31,7 @@ from upweight.data import Data
 from upweight.errors import LossError
 from upweight.gradients import Observation, layout_of
 from upweight.linalg import Spectral
+from upweight.linalg.gram import gram
 from upweight.methods import Method
 from upweight.objective import Objective
 from upweight.risk import Risk
@@ -579,6 +580,40 @@ def test_a_side_that_is_too_large_keeps_its_axes(monkeypatch):
     monkeypatch.setattr(moments, "LARGEST_SIDE", 2)
     for kind in (Expand, Gradient):
         close(EKFAC(kind, Columns())(risk).to_dense(), EKFAC(Axes, Columns())(risk).to_dense())
+
+
+@pytest.mark.parametrize("width", [1, 5, 6, 13])
+@pytest.mark.parametrize("count", [0, 1, 2048, 2049])
+def test_second_moments_are_plain_products(width, count):
+    x, weights = torch.randn(count, width).double(), torch.rand(count).double()
+    for given, wanted in ((weights, (x * weights[:, None]).T @ x), (None, x.T @ x)):
+        found = gram(x, given)
+        assert torch.equal(found, found.T)
+        assert torch.allclose(found, wanted, rtol=1e-12, atol=1e-12 * count)
+
+
+# Rounding may turn a drawn label into another: the transformer is fitted without draws.
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [*(("mlp", method) for method in METHODS), ("padded transformer", "empirical_ekfac")],
+)
+def test_half_precision_is_near_double(name, method):
+    risk = named(name).risk(l2=0.1)
+    torch.manual_seed(4)
+    x, y = named(name).data()
+    wanted = explained(risk.objective, risk.data, (x, y), method).values
+    low = Objective(risk.objective.model.bfloat16(), "cross_entropy", l2=0.1)
+    found = explained(low, risk.data, (x, y), method).values
+    assert np.linalg.norm(found - wanted) < 0.15 * np.linalg.norm(wanted)
+
+
+def test_sums_over_many_batches_do_not_stagnate_in_half_precision(monkeypatch):
+    monkeypatch.setattr(kronecker, "LARGE_BATCH", 1)
+    objective, data = many(1500)
+    whole = EKFAC(Axes)(Risk(objective, Data.of(data))).to_dense().diag()
+    low = Objective(objective.model.bfloat16(), "cross_entropy", l2=0.1)
+    found = EKFAC(Axes)(Risk(low, Data.of(data))).to_dense().diag().double()
+    assert (found - whole).norm() < 0.02 * whole.norm()
 
 
 # Samples of the rows.

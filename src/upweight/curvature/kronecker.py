@@ -93,8 +93,9 @@ class EKFAC:
         """Fit over the training data: moments first, then the diagonal in their basis."""
         fit = _Fit(risk, self.slopes, rows=self.rows, seed=self.seed)
         bases = [part.bases() for part in fit.moments(self.moments)]
+        like = risk.objective.l2.to(torch.promote_types(risk.objective.space.dtype, torch.float32))
         blocks = [
-            Eigenblock(block, *basis, risk.objective.l2.new_zeros(2, *block.shape))
+            Eigenblock(block, *basis, like.new_zeros(2, *block.shape))
             for block, basis in zip(fit.layout.blocks, bases, strict=True)
         ]
         masses = [0.0, 0.0]
@@ -111,6 +112,7 @@ class EKFAC:
         return fit.represented(summed, fit.notes(error))
 
 
+@final
 class _Fit:
     """The pass over (a sample of) the data that a fit makes, once or twice.
 
@@ -190,7 +192,7 @@ class _Fit:
                 part.block,
                 part.left,
                 part.right,
-                part.values + float(objective.l2[part.block.weight]),
+                (part.values + float(objective.l2[part.block.weight])).to(objective.l2),
             )
             for part in blocks
         ]

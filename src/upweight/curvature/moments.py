@@ -30,7 +30,8 @@ class Moments(ABC):
 
     def __init__(self, block: Block, like: Tensor, *, indexed: bool) -> None:
         g, o, i = block.shape
-        self.block, self.mass = block, 0.0
+        self.block, self.mass, self.dtype = block, 0.0, like.dtype
+        like = like.to(torch.promote_types(like.dtype, torch.float32))  # sums of many batches
         sided = o <= LARGEST_SIDE and not indexed
         self.left = like.new_zeros(g, o, o) if sided else None
         self.right = like.new_zeros(g, i, i) if i <= LARGEST_SIDE else None
@@ -44,7 +45,7 @@ class Moments(ABC):
 
     def bases(self) -> tuple[Tensor | None, Tensor | None]:
         """Eigenvectors of both sides."""
-        return _basis(self.left), _basis(self.right)
+        return _basis(self.left, self.dtype), _basis(self.right, self.dtype)
 
     def product(self, left: Tensor | None, right: Tensor | None) -> Tensor:
         """K-FAC's eigenvalues ``[g, o, i]`` in those bases: λ_L ⊗ λ_R / mass."""
@@ -64,17 +65,18 @@ class Moments(ABC):
             total += gram(part, weights)
 
 
-def _basis(moment: Tensor | None) -> Tensor | None:
+def _basis(moment: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     if moment is None:
         return None
     vectors: Tensor = torch.linalg.eigh(moment)[1]
-    return vectors
+    return vectors.to(dtype)
 
 
 def _along(moment: Tensor | None, diagonal: Tensor, basis: Tensor | None) -> Tensor:
     """The moment's diagonal in a basis, ``[g, d]``."""
     if moment is None or basis is None:
         return diagonal
+    basis = basis.to(moment)
     return (basis * (moment @ basis)).sum(1)
 
 
@@ -106,7 +108,7 @@ class Expand(Moments):
             self._add_side("right", _full(term).flatten(1, 2), weights)
             if term.indexed:
                 flat = self.left_diagonal[0]
-                flat.index_add_(0, term.left.flatten(), weights)
+                flat.index_add_(0, term.left.flatten(), weights.to(flat))
             else:
                 self._add_side("left", term.left.flatten(1, 2), weights)
 
@@ -123,7 +125,8 @@ class Reduce(Moments):
             weights = share[:, None] * mean
             self.mass += float(weights.sum())
             if term.indexed:  # a lookup has no mean of tokens: summed gradients, counted tokens
-                self.left_diagonal[0].index_add_(0, term.left.flatten(), weights.flatten())
+                flat = self.left_diagonal[0]
+                flat.index_add_(0, term.left.flatten(), weights.flatten().to(flat))
                 self._add_side("right", term.right.sum(2), share)
                 continue
             self._add_side("left", term.left.sum(2), share)

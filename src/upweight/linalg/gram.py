@@ -14,6 +14,7 @@ def gram(x: Tensor, weights: Tensor | None = None) -> Tensor:
     """Xᵀ diag(w) X of rows ``[n, d]``: symmetric, so only column slices j ≥ i are computed.
 
     Example:
+        >>> import torch
         >>> gram(torch.tensor([[1.0, 2.0]]))
         tensor([[1., 2.],
                 [2., 4.]])

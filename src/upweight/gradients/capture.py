@@ -26,7 +26,8 @@ from upweight.sources import map_leaves
 __all__ = ["Layout", "Observation", "layout_of", "observe"]
 
 PROOF_ROWS = 4
-TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
+# Wide for float64: many a model does its norms and softmax in float32 whatever it is in.
+TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
 LOOSE = 0.05
 engine: Any = torch.autograd.Variable._execution_engine
 

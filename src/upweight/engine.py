@@ -33,7 +33,7 @@ __all__ = [
 
 Rescale = Callable[[Objective, Batch], Tensor]
 LARGE_BATCH = 4096
-ROW_BYTES, BATCH_BYTES = 256 * 2**20, 64 * 2**20
+ROW_BYTES, BATCH_BYTES = 256 * 2**20, 256 * 2**20
 
 
 class Sink(ABC):

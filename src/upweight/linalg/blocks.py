@@ -266,7 +266,8 @@ class BlockGradients(Gradients):
 
     def dot(self, rows: Tensor | BlockRows) -> Tensor:
         """Rows times Gᵀ, ``[q, n]``; each block in the order that costs least."""
-        total = self.like.new_zeros(len(rows), self.count)
+        # Examples first: for a small batch the product is then about twice as fast.
+        total = self.like.new_zeros(self.count, len(rows))
         for place, block in enumerate(self.blocks):
             terms = self.terms[place]
             if not terms:
@@ -277,7 +278,7 @@ class BlockGradients(Gradients):
                     total += _pair_dot(part, term)
             else:
                 _matrix_dot(part, terms, total)
-        return total
+        return total.T
 
     def combine(self, weights: Tensor) -> Tensor:
         """Weights ``[m, n]`` times G."""
@@ -309,7 +310,7 @@ def _summed(term: Outer, weights: Tensor) -> Outer:
 
 
 def _pair_dot(pair: Pair, term: Outer) -> Tensor:
-    """Σ_rs (l_qr·l_ns)(r_qr·r_ns), ``[q, n]``."""
+    """Σ_rs (l_qr·l_ns)(r_qr·r_ns), ``[n, q]``."""
     g, q, r, _ = pair.left.shape
     n, s = term.right.shape[1:3]
     total = term.right.new_zeros(n, q)
@@ -322,21 +323,27 @@ def _pair_dot(pair: Pair, term: Outer) -> Tensor:
             first = times(some.left, left, ones=False)
         product = first.mul_(times(some.right, right, ones=some.ones))
         total[piece] = product.view(g, -1, s, q, r).sum((0, 2, 4))
-    return total.T
+    return total
 
 
 def _matrix_dot(part: Tensor, terms: Sequence[Outer], total: Tensor) -> None:
-    """Add ⟨S_q, G_n⟩ of matrices S ``[q, g, o, i]`` to ``[q, n]``."""
+    """Add ⟨S_q, G_n⟩ of matrices S ``[q, g, o, i]`` to ``[n, q]``."""
+    if len(terms) == 1 and terms[0].ones:
+        # The column of ones apart: a matrix with it would have to be copied together.
+        term = terms[0]
+        last = part[..., -1].transpose(0, 1)
+        total += (term.left.sum(2) @ last.mT).sum(0)
+        part, terms = part[..., :-1], [Outer(term.left, term.right)]
     q, g, o, i = part.shape
-    n, item = total.shape[1], total.element_size()
+    n, item = len(total), total.element_size()
     flat = part.flatten(1)
     if len(terms) == 1 and terms[0].indexed and terms[0].positions < o:
         term = terms[0]
         for piece in pieces(n, q * term.positions * i * item):
             some = term.part(piece)
             gathered = part[:, 0, some.left]
-            total[:, piece] += torch.einsum("qnsi,nsi->qn", gathered, some.right[0])
+            total[piece] += torch.einsum("qnsi,nsi->nq", gathered, some.right[0])
         return
     for piece in pieces(n, g * o * i * item):
         formed = form([term.part(piece) for term in terms], o)
-        total[:, piece].addmm_(flat, formed.flatten(1).mT)
+        total[piece].addmm_(formed.flatten(1), flat.mT)

@@ -25,7 +25,7 @@ from upweight.gradients import dense_gradients, mixed_derivative
 from upweight.groups import Groups, effects
 from upweight.guard import Guard
 from upweight.l2 import derivative
-from upweight.linalg import BlockRows, Inverse, Status
+from upweight.linalg import BlockRows, Inverse
 from upweight.meaning import meaning_of, removal_gradient_row
 from upweight.methods import Baseline, Method, resolve_method
 from upweight.objective import Measure, Objective
@@ -158,14 +158,7 @@ class Influence:
             solution = self.inverse.precondition(gradients)
             if not accept:
                 solution.require()
-        failed = sum(status != Status.CONVERGED for status in solution.status)
-        kinds = sorted({s.value for s in solution.status if s != Status.CONVERGED})
-        caveat = f"{failed} of {len(queries)} solves accepted although {', '.join(kinds)}"
-        notes = self.inverse.notes
-        if solution.error is not None and bool(torch.isfinite(solution.error).any()):
-            noise = f"standard error of the solves ≤ {float(solution.error.nan_to_num().max()):.1%}"
-            notes = (*notes, noise)
-        return solution.value, solution.residual, (*notes, *([caveat] if failed else []))
+        return solution.value, solution.residual, (*self.inverse.notes, *solution.caveats())
 
     def _dense_rows(
         self, queries: Data, measure: Measure, *, accept: bool

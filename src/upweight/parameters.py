@@ -106,7 +106,7 @@ class ParameterSpace:
         """A row ``[p]`` or rows ``[m, p]`` to named blocks with the same leading axis."""
         parts = rows.split([shape.numel() for shape in self.shapes.values()], dim=-1)
         named = zip(self.shapes.items(), parts, strict=True)
-        return {name: part.reshape(*rows.shape[:-1], *shape) for (name, shape), part in named}
+        return {name: part.reshape((*rows.shape[:-1], *shape)) for (name, shape), part in named}
 
     def locate(self, position: int) -> str:
         """The name of the block that holds a position of the row."""

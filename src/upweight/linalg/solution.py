@@ -64,6 +64,18 @@ class Solution(Generic[Value]):
     steps: int = 0
     error: Tensor | None = None
 
+    def caveats(self) -> tuple[str, ...]:
+        """What a reader of results must know: the noise of a random solver, and failed rows."""
+        found = []
+        if self.error is not None and bool(torch.isfinite(self.error).any()):
+            worst = float(self.error.nan_to_num().max())
+            found.append(f"standard error of the solves ≤ {worst:.1%}")
+        failed = [status for status in self.status if status != Status.CONVERGED]
+        if failed:
+            kinds = ", ".join(sorted({status.value for status in failed}))
+            found.append(f"{len(failed)} of {len(self.status)} solves accepted although {kinds}")
+        return tuple(found)
+
     def require(self) -> Value:
         """The rows, if every one was solved.
 

@@ -460,3 +460,9 @@ def test_missing_packages_say_how_to_get_them(monkeypatch):
 
     with pytest.raises(errors.MissingPackageError, match="pip install scikit-learn"):
         require("sklearn.nothing_of_the_kind", "this")
+
+
+def test_soft_targets_that_are_no_probabilities_are_refused():
+    x, soft = torch.randn(6, 3), torch.rand(6, 2)
+    with pytest.raises(errors.LossError, match="sum of 1"):
+        uw.Influence(torch.nn.Linear(3, 2), (x, soft), loss="cross_entropy", l2=0.1).risk  # noqa: B018

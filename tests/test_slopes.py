@@ -214,3 +214,18 @@ def test_a_row_has_its_numbers_however_it_is_batched_or_padded():
         assert torch.equal(uniform(split, torch.Size([6, 2]), seed=3), whole[split])
     assert torch.equal(uniform(torch.arange(20), torch.Size([9, 2]), seed=3)[:, :6], whole)
     assert uniform(torch.tensor([5]), torch.Size([]), seed=3).shape == (1,)
+
+
+def test_half_precision_draws_as_many_labels_as_single():
+    z = torch.zeros(1500, 4000)
+    labels = [
+        uw.CrossEntropy().draw(
+            outputs,
+            torch.zeros(len(z), dtype=torch.long),
+            lambda shape: uniform(torch.arange(len(z)), shape, 0),
+        )
+        for outputs in (z, z.bfloat16())
+    ]
+    assert labels[1].dtype == torch.bfloat16
+    found = [len(slope.float().argmin(1).unique()) for slope in labels]
+    assert found[0] == found[1]

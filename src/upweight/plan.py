@@ -8,8 +8,9 @@ from typing import final
 import torch
 
 from upweight.curvature import Fit, curvature
-from upweight.gradients import linear_form, per_example
-from upweight.linalg import CG, Cholesky, LiSSA
+from upweight.curvature.kronecker import BATCH_BYTES, FIT_BYTES
+from upweight.gradients import layout_of, linear_form, per_example
+from upweight.linalg import CG, Cholesky, LiSSA, Spectral
 from upweight.methods import Baseline, Method
 from upweight.risk import DEFAULT_BATCH, Risk
 from upweight.tables import Table
@@ -18,6 +19,7 @@ __all__ = ["Plan", "Stage", "make_plan"]
 
 PROBE_ROWS = 2 * DEFAULT_BATCH
 TYPICAL_STEPS, PROBE_WIDTH = 10, 16
+FIT_PROBES = 32, 96
 GIB = 2**30
 
 
@@ -136,6 +138,8 @@ def _solve_stages(risk: Risk, method: Method, queries: int, floor: float) -> lis
     p, item = space.size, torch.empty(0, dtype=space.dtype).element_size()
     if method.solver is None:
         return []
+    if isinstance(method.solver, Spectral):
+        return _kronecker_stages(risk, method, queries, floor)
     one = _product(risk, method.curvature, queries)
     if isinstance(method.solver, Cholesky):
         form = linear_form(risk.objective, risk.at(torch.tensor([0], device="cpu"))[0])
@@ -157,6 +161,28 @@ def _solve_stages(risk: Risk, method: Method, queries: int, floor: float) -> lis
         steps = max(1, solver.depth * solver.repeats * solver.batch_size // len(risk.data))
     memory = 6.0 * queries * p * item
     return [Stage(f"solve (about {steps} products)", steps * one / floor, steps * one, memory)]
+
+
+def _kronecker_stages(risk: Risk, method: Method, queries: int, floor: float) -> list[Stage]:
+    """A fit's cost is a line in its rows: what a row costs, and what decomposing costs."""
+    space, count = risk.objective.space, len(risk.data)
+    few, more = sorted((min(FIT_PROBES[0], count), min(FIT_PROBES[1], count)))
+    times = []
+    for rows in (few, few, more):  # the first run warms up and proves the layout
+        part = Risk(risk.objective, risk.data.take(torch.arange(rows, device="cpu")))
+        start = time.perf_counter()
+        curvature(method.curvature, part)
+        times.append(time.perf_counter() - start)
+    slope = max(times[2] - times[1], 0.0) / max(more - few, 1)
+    fitted = min(getattr(method.curvature, "rows", None) or count, count)
+    seconds = max(times[2] + slope * (fitted - more), times[2])
+    row = layout_of(risk.objective, risk.at(torch.tensor([0], device="cpu"))[0]).row_bytes
+    kept = min(FIT_BYTES, fitted * row / 2) + min(BATCH_BYTES, fitted * row)
+    item = torch.empty(0, dtype=space.dtype).element_size()
+    return [
+        Stage("Kronecker factors", seconds / floor, seconds, kept + 4.0 * space.size * item),
+        Stage("preconditioning", 0.0, 0.0, 2.0 * queries * space.size * item),
+    ]
 
 
 def make_plan(risk: Risk, method: Method | Baseline, queries: int) -> Plan:

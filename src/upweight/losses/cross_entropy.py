@@ -104,6 +104,13 @@ class CrossEntropy(OutputLoss):
                     f"without class weights, but have shape {tuple(targets.shape)} for outputs "
                     f"{tuple(outputs.shape)}. Use integer labels, or match the shapes."
                 )
+            off = (targets.sum(1) - 1).abs().max()
+            if not bool(off <= (1e-3 if targets.dtype.itemsize >= 4 else 2e-2)):
+                raise LossError(
+                    f"Targets of dtype {targets.dtype} are read as probabilities, and a row of "
+                    f"them is off a sum of 1 by {float(off):.2g}. Normalise them, or pass a "
+                    "callable returning [n]."
+                )
             return
         inner = outputs.shape[:1] + outputs.shape[2:]
         if targets.shape not in (outputs.shape[:-1], inner):
@@ -159,11 +166,13 @@ class CrossEntropy(OutputLoss):
 
     def draw(self, outputs: Tensor, targets: Tensor, noise: Noise) -> Tensor:
         """(p − e_y) for a label y drawn at every position, times the root of its share."""
-        p = torch.softmax(self._class_last(outputs.detach(), targets), -1)
+        # Sums of half-precision probabilities would leave most labels undrawn.
+        wide = torch.promote_types(outputs.dtype, torch.float32)
+        p = torch.softmax(self._class_last(outputs.detach(), targets).to(wide), -1)
         drawn = noise(p.shape[1:-1]).to(p)
         y = (p.cumsum(-1) < drawn[..., None]).sum(-1, keepdim=True).clamp_max(p.shape[-1] - 1)
         slope = p.scatter_add_(-1, y, p.new_full((1,), -1.0).expand_as(y))
-        slope = slope * self._shares(targets, p).sqrt()[..., None]
+        slope = (slope * self._shares(targets, p).sqrt()[..., None]).to(outputs.dtype)
         return slope if slope.shape == outputs.shape else slope.movedim(-1, 1)
 
     def columns(self, outputs: Tensor, targets: Tensor) -> list[Tensor]:

@@ -33,7 +33,9 @@ __all__ = [
 
 Rescale = Callable[[Objective, Batch], Tensor]
 LARGE_BATCH = 4096
-ROW_BYTES, BATCH_BYTES = 256 * 2**20, 256 * 2**20
+ROW_BYTES = 256 * 2**20
+# Small batches stay in the cache; below FEW rows the products with queries are slow instead.
+BATCH_BYTES, MOST_BYTES, FEW = 64 * 2**20, 256 * 2**20, 64
 
 
 class Sink(ABC):
@@ -158,8 +160,8 @@ def batch_rows(risk: Risk) -> int:
     batch, _ = risk.at(torch.arange(min(16, len(risk.data)), device="cpu"))
     if linear_form(risk.objective, batch) is not None:
         return LARGE_BATCH
-    row = layout_of(risk.objective, batch).row_bytes
-    return max(1, min(LARGE_BATCH, BATCH_BYTES // max(row, 1)))
+    row = max(layout_of(risk.objective, batch).row_bytes, 1)
+    return max(1, min(LARGE_BATCH, max(BATCH_BYTES // row, min(FEW, MOST_BYTES // row))))
 
 
 def score(risk: Risk, rows: Tensor | BlockRows, sink: Sink, rescale: Rescale | None = None) -> None:

@@ -708,3 +708,17 @@ def test_the_model_is_bit_identical_afterwards(fails, monkeypatch):
     assert hooks == [len(m._forward_hooks) for m in model.modules()]
     assert not model.training
     assert torch.is_grad_enabled()
+
+
+def test_auto_fits_on_as_many_examples_as_the_largest_matrix_needs():
+    """16 positions per side and 128 examples."""
+    x, y = torch.randn(300, 20), torch.arange(300) % 3
+    wide = nn.Sequential(nn.Linear(20, 4), nn.Tanh(), nn.Linear(4, 3))
+    narrow = nn.Sequential(nn.Linear(20, 2), nn.Tanh(), nn.Linear(2, 3))
+    part = nn.Sequential(nn.Unflatten(1, (4, 5)), nn.Linear(5, 2), nn.Flatten(), nn.Linear(8, 3))
+    asked = {"wide": (wide, 300), "narrow": (narrow, 300), "part": (part, 144)}
+    for model, rows in asked.values():
+        risk = Risk(Objective(model, "cross_entropy", l2=0.1), Data.of((x, y)))
+        assert EKFAC(rows="auto").fitted(risk) == rows
+        assert EKFAC().fitted(risk) == 300
+        assert bool(EKFAC(rows="auto")(risk).notes) == (rows < 300)

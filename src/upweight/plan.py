@@ -7,7 +7,7 @@ from typing import final
 
 import torch
 
-from upweight.curvature import Fit, curvature
+from upweight.curvature import CURVATURES, EKFAC, KFAC, Fit, curvature
 from upweight.curvature.kronecker import BATCH_BYTES, FIT_BYTES
 from upweight.gradients import layout_of, linear_form, per_example
 from upweight.linalg import CG, Cholesky, LiSSA, Spectral
@@ -174,7 +174,10 @@ def _kronecker_stages(risk: Risk, method: Method, queries: int, floor: float) ->
         curvature(method.curvature, part)
         times.append(time.perf_counter() - start)
     slope = max(times[2] - times[1], 0.0) / max(more - few, 1)
-    fitted = min(getattr(method.curvature, "rows", None) or count, count)
+    fit = (
+        CURVATURES.get(method.curvature) if isinstance(method.curvature, str) else method.curvature
+    )
+    fitted = fit.fitted(risk) if isinstance(fit, (KFAC, EKFAC)) else count
     seconds = max(times[2] + slope * (fitted - more), times[2])
     row = layout_of(risk.objective, risk.at(torch.tensor([0], device="cpu"))[0]).row_bytes
     kept = min(FIT_BYTES, fitted * row / 2) + min(BATCH_BYTES, fitted * row)

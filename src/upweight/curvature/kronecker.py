@@ -9,17 +9,17 @@ their eigenvalues on the diagonal; the corrected form its true values there,
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor
 
 from upweight.bars import track
-from upweight.curvature.moments import Expand, Moments
+from upweight.curvature.moments import LARGEST_SIDE, Expand, Moments
 from upweight.curvature.slopes import Draws, Slopes
 from upweight.data import Batch
 from upweight.errors import InputError
-from upweight.gradients import Layout, Observation, layout_of
+from upweight.gradients import Layout, Observation, layout_of, observe
 from upweight.linalg import Block, BlockGradients, Eigenblock, KroneckerEigen, Outer
 from upweight.linalg.blocks import form, pieces
 from upweight.risk import Risk
@@ -27,8 +27,10 @@ from upweight.risk import Risk
 __all__ = ["EKFAC", "KFAC"]
 
 FIT_BYTES = 256 * 2**20
+LEAST_ROWS, POSITIONS_PER_SIDE = 128, 16
 BATCH_BYTES, LARGE_BATCH = 64 * 2**20, 4096
 
+Rows = int | Literal["auto"] | None
 Looked = tuple[BlockGradients, Tensor, int]
 
 
@@ -42,14 +44,18 @@ class KFAC:
             for Shampoo's.
         slopes: ``Draws(count)`` or ``Columns()`` for the Gauss-Newton matrix, ``Labels()`` for the
             empirical Fisher.
-        rows: examples to fit on; all by default.
+        rows: examples to fit on; all by default, or "auto" for as many as the moments need.
         seed: of the choice of rows.
     """
 
     moments: type[Moments] = Expand
     slopes: Slopes = field(default_factory=Draws)
-    rows: int | None = None
+    rows: Rows = None
     seed: int = 0
+
+    def fitted(self, risk: Risk) -> int:
+        """How many of the examples it is fitted on."""
+        return _fitted(risk, self.rows)
 
     def __call__(self, risk: Risk) -> KroneckerEigen:
         """Fit over the training data."""
@@ -72,7 +78,9 @@ class EKFAC:
             plain diagonal.
         slopes: ``Draws(count)`` or ``Columns()`` for the Gauss-Newton matrix, ``Labels()`` for the
             empirical Fisher.
-        rows: examples to fit on; all by default. With fewer, the standard error of Λ is reported.
+        rows: examples to fit on; all by default, or "auto" for as many as the moments need: 16
+            positions per side of the largest block, and 128 examples. With fewer than all, the
+            standard error of Λ is reported.
         seed: of the choice of rows.
 
     Example:
@@ -86,8 +94,12 @@ class EKFAC:
 
     moments: type[Moments] = Expand
     slopes: Slopes = field(default_factory=Draws)
-    rows: int | None = None
+    rows: Rows = None
     seed: int = 0
+
+    def fitted(self, risk: Risk) -> int:
+        """How many of the examples it is fitted on."""
+        return _fitted(risk, self.rows)
 
     def __call__(self, risk: Risk) -> KroneckerEigen:
         """Fit over the training data: moments first, then the diagonal in their basis."""
@@ -119,19 +131,18 @@ class _Fit:
     Gradients are kept from one pass to the next while they fit into ``FIT_BYTES``.
     """
 
-    def __init__(self, risk: Risk, slopes: Slopes, *, rows: int | None, seed: int) -> None:
+    def __init__(self, risk: Risk, slopes: Slopes, *, rows: Rows, seed: int) -> None:
         count = len(risk.data)
-        if rows is not None and rows < 1:
-            raise InputError(f"A curvature is fitted on at least 1 example, got rows={rows}.")
-        self.sampled = rows if rows is not None and rows < count else None
+        first = risk.at(torch.arange(min(16, count), device="cpu"))[0]
+        self.layout: Layout = layout_of(risk.objective, first)
+        fitted = _fitted(risk, rows)
+        self.sampled = fitted if fitted < count else None
         self.whole, self.slopes = risk, slopes
         if self.sampled is not None:
             generator = torch.Generator().manual_seed(seed)
             chosen = torch.randperm(count, generator=generator)[: self.sampled].sort().values
             risk = Risk(risk.objective, risk.data.take(chosen))
         self.risk = risk
-        first = risk.at(torch.arange(min(16, len(risk.data)), device="cpu"))[0]
-        self.layout: Layout = layout_of(risk.objective, first)
         self._kept: list[Looked] | None = None
 
     def _size(self) -> int:
@@ -205,6 +216,30 @@ def _standard_error(halves: list[Tensor], masses: list[float]) -> float:
     gap = sum(float((second * half[0] - first * half[1]).square().sum()) for half in halves)
     size = sum(float(half.sum(0).square().sum()) for half in halves)
     return (gap / max(size * first * second, 1e-300)) ** 0.5 if first * second else float("inf")
+
+
+def _fitted(risk: Risk, rows: Rows) -> int:
+    count = len(risk.data)
+    if rows is None:
+        return count
+    wanted = _enough(risk) if rows == "auto" else rows
+    if wanted < 1:
+        raise InputError(f"A curvature is fitted on at least 1 example, got rows={rows}.")
+    return min(wanted, count)
+
+
+def _enough(risk: Risk) -> int:
+    """Examples whose positions determine every matrix's moments, and whose number Λ."""
+    gradients = observe(risk.objective, risk.at(torch.tensor([0], device="cpu"))[0]).gradients()
+    needed = [LEAST_ROWS]
+    for block, terms in zip(gradients.blocks, gradients.terms, strict=True):
+        indexed = any(term.indexed for term in terms)
+        side = min(block.inputs if indexed else max(block.outputs, block.inputs), LARGEST_SIDE)
+        positions = sum(term.positions for term in terms)
+        # Vectors (scales, shifts) are few, and summed over positions before they are counted.
+        if positions and block.outputs > 1:
+            needed.append(-(-POSITIONS_PER_SIDE * side // positions))
+    return max(needed)
 
 
 def _add_squares(part: Eigenblock, terms: tuple[Outer, ...], share: Tensor, total: Tensor) -> None:

@@ -717,8 +717,23 @@ def test_auto_fits_on_as_many_examples_as_the_largest_matrix_needs():
     narrow = nn.Sequential(nn.Linear(20, 2), nn.Tanh(), nn.Linear(2, 3))
     part = nn.Sequential(nn.Unflatten(1, (4, 5)), nn.Linear(5, 2), nn.Flatten(), nn.Linear(8, 3))
     asked = {"wide": (wide, 300), "narrow": (narrow, 300), "part": (part, 144)}
-    for model, rows in asked.values():
+    for model, count in asked.values():
         risk = Risk(Objective(model, "cross_entropy", l2=0.1), Data.of((x, y)))
-        assert EKFAC(rows="auto").fitted(risk) == rows
+        assert EKFAC(rows="auto").fitted(risk) == count
         assert EKFAC().fitted(risk) == 300
-        assert bool(EKFAC(rows="auto")(risk).notes) == (rows < 300)
+        assert bool(EKFAC(rows="auto")(risk).notes) == (count < 300)
+
+
+def test_thinned_moments_are_near_the_whole_ones(monkeypatch):
+    """Where a picture has many positions, a part of the pictures gives the moments."""
+    monkeypatch.setattr("upweight.curvature.kronecker.LEAST_ROWS", 4)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(300, 3)).double()
+    x, y = torch.randn(400, 1, 12, 12, dtype=torch.float64), torch.arange(400) % 3
+    risk = Risk(Objective(model, "cross_entropy", l2=0.1), Data.of((x, y)))
+    whole, thin = (KFAC(rows=rows)(risk).blocks[0] for rows in (None, "auto"))
+    dense = [
+        part.back(part.turn(torch.eye(30).double().view(30, 1, 3, 10)) * part.values)
+        for part in (whole, thin)
+    ]
+    gap = (dense[0] - dense[1]).norm() / dense[0].norm()
+    assert 0 < gap < 0.2

@@ -27,7 +27,7 @@ from upweight.risk import Risk
 __all__ = ["EKFAC", "KFAC"]
 
 FIT_BYTES = 256 * 2**20
-LEAST_ROWS, POSITIONS_PER_SIDE = 128, 16
+LEAST_ROWS, POSITIONS_PER_SIDE, MARGIN = 128, 16, 4
 BATCH_BYTES, LARGE_BATCH = 64 * 2**20, 4096
 
 Rows = int | Literal["auto"] | None
@@ -137,6 +137,9 @@ class _Fit:
         self.layout: Layout = layout_of(risk.objective, first)
         fitted = _fitted(risk, rows)
         self.sampled = fitted if fitted < count else None
+        # Where one block needs many examples, others with many positions do not need them all.
+        needed = _needed(risk) if rows == "auto" else [fitted] * len(self.layout.blocks)
+        self.every = [max(1, fitted // (MARGIN * count)) for count in needed]
         self.whole, self.slopes = risk, slopes
         if self.sampled is not None:
             generator = torch.Generator().manual_seed(seed)
@@ -181,8 +184,8 @@ class _Fit:
                     kind(block, like, indexed=any(term.indexed for term in terms))
                     for block, terms in pairs
                 ]
-            for part, terms in zip(found, gradients.terms, strict=True):
-                part.add(terms, share)
+            for part, terms, every in zip(found, gradients.terms, self.every, strict=True):
+                part.add(*_thinned(terms, share, every))
         return found
 
     def notes(self, error: float | None = None) -> tuple[str, ...]:
@@ -222,24 +225,35 @@ def _fitted(risk: Risk, rows: Rows) -> int:
     count = len(risk.data)
     if rows is None:
         return count
-    wanted = _enough(risk) if rows == "auto" else rows
+    wanted = max(_needed(risk)) if rows == "auto" else rows
     if wanted < 1:
         raise InputError(f"A curvature is fitted on at least 1 example, got rows={rows}.")
     return min(wanted, count)
 
 
-def _enough(risk: Risk) -> int:
-    """Examples whose positions determine every matrix's moments, and whose number Λ."""
+def _needed(risk: Risk) -> list[int]:
+    """Examples whose positions determine the moments of each block."""
     gradients = observe(risk.objective, risk.at(torch.tensor([0], device="cpu"))[0]).gradients()
-    needed = [LEAST_ROWS]
+    needed = []
     for block, terms in zip(gradients.blocks, gradients.terms, strict=True):
         indexed = any(term.indexed for term in terms)
         side = min(block.inputs if indexed else max(block.outputs, block.inputs), LARGEST_SIDE)
         positions = sum(term.positions for term in terms)
         # Vectors (scales, shifts) are few, and summed over positions before they are counted.
-        if positions and block.outputs > 1:
-            needed.append(-(-POSITIONS_PER_SIDE * side // positions))
-    return max(needed)
+        counted = positions and block.outputs > 1
+        needed.append(max(LEAST_ROWS, -(-POSITIONS_PER_SIDE * side // positions) if counted else 0))
+    return needed
+
+
+def _thinned(
+    terms: tuple[Outer, ...], share: Tensor, every: int
+) -> tuple[tuple[Outer, ...], Tensor]:
+    """Each so many-th example, with the weight of all."""
+    if every == 1 or not terms or max(term.positions for term in terms) == 1:
+        return terms, share
+    some = share[::every]
+    scale = share.sum() / some.sum().clamp_min(torch.finfo(some.dtype).tiny)
+    return tuple(term.part(slice(None, None, every)) for term in terms), some * scale
 
 
 def _add_squares(part: Eigenblock, terms: tuple[Outer, ...], share: Tensor, total: Tensor) -> None:

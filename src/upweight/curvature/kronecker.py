@@ -7,7 +7,7 @@ their eigenvalues on the diagonal; the corrected form its true values there,
     Λ_jk = Σ_n share_n E[(Q_Lᵀ G_n Q_R)²_jk]        (George et al., 2018).
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, final
 
@@ -102,25 +102,32 @@ class EKFAC:
         return _fitted(risk, self.rows)
 
     def __call__(self, risk: Risk) -> KroneckerEigen:
-        """Fit over the training data: moments first, then the diagonal in their basis."""
+        """Fit over the training data: moments first, then the diagonal in their basis.
+
+        A block whose moments a part of the examples determines has its basis before the pass over
+        all of them, which then gives its diagonal at once.
+        """
         fit = _Fit(risk, self.slopes, rows=self.rows, seed=self.seed)
-        bases = [part.bases() for part in fit.moments(self.moments)]
-        like = risk.objective.l2.to(torch.promote_types(risk.objective.space.dtype, torch.float32))
-        blocks = [
-            Eigenblock(block, *basis, like.new_zeros(2, *block.shape))
-            for block, basis in zip(fit.layout.blocks, bases, strict=True)
-        ]
-        masses = [0.0, 0.0]
-        for gradients, share, number in fit.batches("eigenvalues"):
+        blocks = {
+            place: fit.undetermined(place, part) for place, part in fit.early(self.moments).items()
+        }
+        early, masses = frozenset(blocks), [0.0, 0.0]
+        late = fit.none(self.moments, frozenset(range(len(fit.layout.blocks))) - early)
+        for gradients, share, number in fit.batches("moments", drop=early):
             masses[number % 2] += float(share.sum())
-            for part, terms in zip(blocks, gradients.terms, strict=True):
-                if terms:
-                    _add_squares(part, terms, share, part.values[number % 2])
+            for place, part in late.items():
+                part.add(gradients.terms[place], share)
+            _add_squares(blocks, gradients, share, number)
+        rest = {place: fit.undetermined(place, part) for place, part in late.items()}
+        for gradients, share, number in fit.batches("eigenvalues", drop=early) if rest else ():
+            _add_squares(rest, gradients, share, number)
+        halves = [part for _, part in sorted({**blocks, **rest}.items())]
         summed = [
-            Eigenblock(part.block, part.left, part.right, part.values.sum(0)) for part in blocks
+            Eigenblock(part.block, part.left, part.right, part.values.sum(0)) for part in halves
         ]
-        halves = [part.values for part in blocks]
-        error = None if fit.sampled is None else _standard_error(halves, masses)
+        error = None
+        if fit.sampled is not None:
+            error = _standard_error([part.values for part in halves], masses)
         return fit.represented(summed, fit.notes(error))
 
 
@@ -138,8 +145,10 @@ class _Fit:
         fitted = _fitted(risk, rows)
         self.sampled = fitted if fitted < count else None
         # Where one block needs many examples, others with many positions do not need them all.
-        needed = _needed(risk) if rows == "auto" else [fitted] * len(self.layout.blocks)
-        self.every = [max(1, fitted // (MARGIN * count)) for count in needed]
+        sides = _sides(risk)
+        self.indexed = [side.indexed for side in sides]
+        automatic = rows == "auto"
+        self.every = [side.every(fitted) if automatic else 1 for side in sides]
         self.whole, self.slopes = risk, slopes
         if self.sampled is not None:
             generator = torch.Generator().manual_seed(seed)
@@ -152,8 +161,13 @@ class _Fit:
         most = LARGE_BATCH if self.sampled is None else -(-self.sampled // 8)  # halves to compare
         return max(1, min(most, BATCH_BYTES // max(self.layout.row_bytes, 1)))
 
-    def batches(self, label: str) -> Iterator[Looked]:
-        """Gradients of every batch and slope, shares with its weight, and the batch's number."""
+    def batches(self, label: str, drop: Collection[int] = ()) -> Iterator[Looked]:
+        """Gradients of every batch and slope, shares with its weight, and the batch's number.
+
+        Args:
+            label: of the progress bar.
+            drop: blocks that need not be kept for another pass.
+        """
         if self._kept is not None:
             yield from self._kept
             return
@@ -162,10 +176,13 @@ class _Fit:
         total = -(-len(self.risk.data) // size)
         for number, (batch, share) in enumerate(track(self.risk.batches(size), label, total)):
             for looked in self._look(batch, share, number):
-                room -= looked[0].bytes()
-                if kept is not None:
-                    kept = [*kept, looked] if room >= 0 else None
                 yield looked
+                rest = looked[0].without(drop)
+                room -= rest.bytes()
+                if kept is not None and room >= 0:
+                    kept.append((rest, *looked[1:]))
+                else:
+                    kept = None
         self._kept = kept
 
     def _look(self, batch: Batch, share: Tensor, number: int) -> Iterator[Looked]:
@@ -173,20 +190,43 @@ class _Fit:
         for gradients, weight in self.slopes.gradients(seen):
             yield gradients, share * weight, number
 
+    def none(self, kind: type[Moments], places: Collection[int]) -> dict[int, Moments]:
+        """Moments of some blocks before anything was added."""
+        like = self.risk.objective.l2
+        return {
+            place: kind(self.layout.blocks[place], like, indexed=self.indexed[place])
+            for place in places
+        }
+
+    def undetermined(self, place: int, moments: Moments) -> Eigenblock:
+        """A block in the basis of its moments, with zeros for Λ of both halves of the data."""
+        dtype = torch.promote_types(self.risk.objective.space.dtype, torch.float32)
+        block = self.layout.blocks[place]
+        values = self.risk.objective.l2.new_zeros(2, *block.shape, dtype=dtype)
+        return Eigenblock(block, *moments.bases(), values)
+
+    def early(self, kind: type[Moments]) -> dict[int, Moments]:
+        """Moments of the blocks that a part of the examples determines."""
+        found = self.none(kind, [place for place, every in enumerate(self.every) if every > 1])
+        if not found:
+            return found
+        every = min(self.every[place] for place in found)
+        chosen = torch.arange(0, len(self.risk.data), every, device="cpu")
+        part = Risk(self.risk.objective, self.risk.data.take(chosen))
+        for batch, share in part.batches(self._size()):
+            for gradients, weighted, _ in self._look(batch, share, 0):
+                for place, moments in found.items():
+                    moments.add(gradients.terms[place], weighted)
+        return found
+
     def moments(self, kind: type[Moments]) -> list[Moments]:
         """The moments of every block."""
-        found: list[Moments] = []
-        like = self.risk.objective.l2
+        found = self.early(kind)
+        late = self.none(kind, set(range(len(self.layout.blocks))) - set(found))
         for gradients, share, _ in self.batches("moments"):
-            if not found:
-                pairs = zip(gradients.blocks, gradients.terms, strict=True)
-                found = [
-                    kind(block, like, indexed=any(term.indexed for term in terms))
-                    for block, terms in pairs
-                ]
-            for part, terms, every in zip(found, gradients.terms, self.every, strict=True):
-                part.add(*_thinned(terms, share, every))
-        return found
+            for place, part in late.items():
+                part.add(gradients.terms[place], share)
+        return [part for _, part in sorted({**found, **late}.items())]
 
     def notes(self, error: float | None = None) -> tuple[str, ...]:
         """That a sample was fitted on, and how well it determines the eigenvalues."""
@@ -225,38 +265,58 @@ def _fitted(risk: Risk, rows: Rows) -> int:
     count = len(risk.data)
     if rows is None:
         return count
-    wanted = max(_needed(risk)) if rows == "auto" else rows
+    wanted = max(side.needed for side in _sides(risk)) if rows == "auto" else rows
     if wanted < 1:
         raise InputError(f"A curvature is fitted on at least 1 example, got rows={rows}.")
     return min(wanted, count)
 
 
-def _needed(risk: Risk) -> list[int]:
-    """Examples whose positions determine the moments of each block."""
+@final
+@dataclass(frozen=True)
+class _Side:
+    """What the moments of one block ask of the data."""
+
+    largest: int
+    positions: int
+    indexed: bool
+
+    @property
+    def needed(self) -> int:
+        """Examples whose positions determine the moments."""
+        spread = -(-POSITIONS_PER_SIDE * self.largest // max(self.positions, 1))
+        return max(LEAST_ROWS, spread)
+
+    def every(self, fitted: int) -> int:
+        """Where an example has many positions: which part of the examples is enough, amply."""
+        return max(1, fitted // (MARGIN * self.needed)) if self.positions > 1 else 1
+
+
+def _sides(risk: Risk) -> list[_Side]:
+    """Of every block, from one example."""
     gradients = observe(risk.objective, risk.at(torch.tensor([0], device="cpu"))[0]).gradients()
-    needed = []
+    found = []
     for block, terms in zip(gradients.blocks, gradients.terms, strict=True):
         indexed = any(term.indexed for term in terms)
         side = min(block.inputs if indexed else max(block.outputs, block.inputs), LARGEST_SIDE)
-        positions = sum(term.positions for term in terms)
         # Vectors (scales, shifts) are few, and summed over positions before they are counted.
-        counted = positions and block.outputs > 1
-        needed.append(max(LEAST_ROWS, -(-POSITIONS_PER_SIDE * side // positions) if counted else 0))
-    return needed
+        largest = side if block.outputs > 1 else 0
+        found.append(_Side(largest, sum(term.positions for term in terms), indexed))
+    return found
 
 
-def _thinned(
-    terms: tuple[Outer, ...], share: Tensor, every: int
-) -> tuple[tuple[Outer, ...], Tensor]:
-    """Each so many-th example, with the weight of all."""
-    if every == 1 or not terms or max(term.positions for term in terms) == 1:
-        return terms, share
-    some = share[::every]
-    scale = share.sum() / some.sum().clamp_min(torch.finfo(some.dtype).tiny)
-    return tuple(term.part(slice(None, None, every)) for term in terms), some * scale
+def _add_squares(
+    parts: Mapping[int, Eigenblock], gradients: BlockGradients, share: Tensor, number: int
+) -> None:
+    """Add a batch to the half of Λ that its number says, in every block."""
+    for place, part in parts.items():
+        terms = gradients.terms[place]
+        if terms:
+            _add_block_squares(part, terms, share, part.values[number % 2])
 
 
-def _add_squares(part: Eigenblock, terms: tuple[Outer, ...], share: Tensor, total: Tensor) -> None:
+def _add_block_squares(
+    part: Eigenblock, terms: tuple[Outer, ...], share: Tensor, total: Tensor
+) -> None:
     """Add Σ_n share_n (Q_Lᵀ G_n Q_R)² to ``[g, o, i]``; where G is one outer product, unformed."""
     if len(terms) == 1 and terms[0].positions == 1:
         left, right = (f[:, :, 0].square() for f in part.turned_factors(terms[0]))

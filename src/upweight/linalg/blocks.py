@@ -5,7 +5,7 @@ its bias as a last column. The gradient of example n is G_n = Σ_s l_ns ⊗ r_ns
 and calls that used the weight; it is formed only where that is the cheaper way to a product.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -251,6 +251,11 @@ class BlockGradients(Gradients):
         """Some of the examples."""
         terms = [[term.part(rows) for term in part] for part in self.terms]
         return BlockGradients(self.blocks, terms, len(range(self.count)[rows]), self.like)
+
+    def without(self, places: Collection[int]) -> "BlockGradients":
+        """The same with nothing in some blocks."""
+        terms = [() if place in places else part for place, part in enumerate(self.terms)]
+        return BlockGradients(self.blocks, terms, self.count, self.like)
 
     def bytes(self) -> int:
         """Memory of the factors."""

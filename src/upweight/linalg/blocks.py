@@ -262,6 +262,12 @@ class BlockGradients(Gradients):
         tensors = [t for part in self.terms for term in part for t in (term.left, term.right)]
         return sum(t.numel() * t.element_size() for t in tensors)
 
+    def finite(self) -> bool:
+        """Whether all factors are."""
+        factors = [t for part in self.terms for term in part for t in (term.left, term.right)]
+        sums = [factor.sum() for factor in factors if factor.is_floating_point()]
+        return not sums or bool(torch.isfinite(torch.stack(sums)).all())
+
     def matrices(self, place: int) -> Tensor:
         """The gradients in one block, formed, ``[n, g, o, i]``."""
         block = self.blocks[place]

@@ -20,9 +20,9 @@ def gram(x: Tensor, weights: Tensor | None = None) -> Tensor:
                 [2., 4.]])
     """
     width = x.shape[1]
-    if width < NARROW:
-        product = (x if weights is None else x * weights[:, None]).T @ x
-        return (product + product.T) / 2
+    if width < NARROW or len(x) < width:  # slicing would cost more than it saves
+        product: Tensor = (x if weights is None else x * weights[:, None]).T @ x
+        return product.add(product.T).mul_(0.5)
     total = x.new_zeros(width, width)
     edges = [width * i // SLICES for i in range(SLICES + 1)]
     for start in range(0, len(x), PIECE):

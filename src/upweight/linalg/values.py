@@ -50,6 +50,10 @@ class Gradients(ABC):
     def dense(self) -> Tensor:
         """G itself, ``[n, p]``."""
 
+    def finite(self) -> bool:
+        """Whether no gradient is NaN or infinite; a finite one may be called infinite."""
+        return bool(torch.isfinite(self.dense().sum()))
+
 
 @final
 class DenseGradients(Gradients):

@@ -11,15 +11,17 @@ import upweight as uw
 from tests.cases import CASES, LINEAR_CASES, as_reference
 from upweight import reference
 from upweight.data import Data
-from upweight.engine import MatrixSink, score
+from upweight.engine import Job, score
 from upweight.gradients import (
     AutogradGradients,
     FactoredGradients,
+    TrainingGradients,
     mixed_derivative,
     per_example,
 )
 from upweight.objective import Objective
 from upweight.risk import Risk
+from upweight.sinks import MatrixSink
 
 all_cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 both_removals = pytest.mark.parametrize("removal", ["mean", "sum"])
@@ -447,7 +449,8 @@ def test_a_sink_gets_every_block_once():
     rows = torch.randn(2, risk.objective.space.size).double()
     sink = MatrixSink(2, 7, torch.float64)
     sink.matrix[:] = np.nan
-    score(Risk(risk.objective, Data(risk.data.source, risk.data.ids, batch_size=3)), rows, sink)
+    some = Data(risk.data.source, risk.data.ids, batch_size=3)
+    score(TrainingGradients(Risk(risk.objective, some)), [Job(rows, sink)])
     assert np.isfinite(sink.matrix).all()
 
 

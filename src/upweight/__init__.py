@@ -17,11 +17,13 @@ if TYPE_CHECKING:
         L2Derivative,
         ParameterChange,
         Perturbation,
+        Sweep,
         Validation,
         WhatIf,
     )
     from upweight.bars import progress
     from upweight.curvature import Sketch
+    from upweight.damping import FiniteTraining
     from upweight.data import Data
     from upweight.errors import UpweightError
     from upweight.exports import influence_json
@@ -34,12 +36,14 @@ if TYPE_CHECKING:
         MeanSquaredError,
         SmoothHinge,
     )
+    from upweight.memory import memory
     from upweight.methods import METHODS, Baseline, Method
     from upweight.objective import Objective
     from upweight.onecall import influence
+    from upweight.parameters import Selection
     from upweight.plan import Plan
     from upweight.risk import Risk
-    from upweight.scores import Scores
+    from upweight.scores import Extremes, Scores
     from upweight.tables import Table
 
 __version__ = "0.1.0"
@@ -52,23 +56,27 @@ _HOMES = {
         "L2Derivative",
         "ParameterChange",
         "Perturbation",
+        "Sweep",
         "Validation",
         "WhatIf",
     ),
     "curvature": ("Sketch",),
+    "damping": ("FiniteTraining",),
     "data": ("Data",),
     "errors": ("UpweightError",),
     "exports": ("influence_json",),
     "front": ("Influence",),
     "linalg": ("CG", "Cholesky", "Eigen", "LiSSA"),
     "losses": ("BinaryCrossEntropy", "CrossEntropy", "Hinge", "MeanSquaredError", "SmoothHinge"),
+    "memory": ("memory",),
     "methods": ("METHODS", "Baseline", "Method"),
     "objective": ("Objective",),
     "onecall": ("influence",),
+    "parameters": ("Selection",),
     "plan": ("Plan",),
     "bars": ("progress",),
     "risk": ("Risk",),
-    "scores": ("Scores",),
+    "scores": ("Extremes", "Scores"),
     "tables": ("Table",),
 }
 
@@ -81,6 +89,8 @@ __all__ = [
     "CrossEntropy",
     "Data",
     "Eigen",
+    "Extremes",
+    "FiniteTraining",
     "GroupEffects",
     "Hinge",
     "Influence",
@@ -94,8 +104,10 @@ __all__ = [
     "Plan",
     "Risk",
     "Scores",
+    "Selection",
     "Sketch",
     "SmoothHinge",
+    "Sweep",
     "Table",
     "UpweightError",
     "Validation",
@@ -103,6 +115,7 @@ __all__ = [
     "__version__",
     "influence",
     "influence_json",
+    "memory",
     "progress",
 ]
 

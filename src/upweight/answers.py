@@ -11,6 +11,7 @@ from upweight.evaluation import Agreement
 from upweight.meaning import Meaning
 from upweight.packages import require
 from upweight.parameters import ParameterSpace
+from upweight.scores import Scores
 from upweight.tables import Table
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "L2Derivative",
     "ParameterChange",
     "Perturbation",
+    "Sweep",
     "Validation",
     "WhatIf",
 ]
@@ -291,3 +293,77 @@ class L2Derivative:
 
     def _repr_html_(self) -> str:
         return self.table()._repr_html_()
+
+
+@final
+@dataclass(frozen=True)
+class Sweep:
+    """Scores of the same queries at several dampings.
+
+    Attributes:
+        scores: by damping, in the order asked.
+        refused: dampings that give no answer, with the reason.
+    """
+
+    scores: Mapping[float, Scores]
+    refused: Mapping[float, str]
+
+    def __getitem__(self, damping: float) -> Scores:
+        return self.scores[damping]
+
+    @property
+    def dampings(self) -> tuple[float, ...]:
+        """Those that have scores."""
+        return tuple(self.scores)
+
+    def _agreement(self) -> list[float]:
+        """Mean correlation of each query's scores with those at the damping before."""
+        found, before = [], None
+        for scores in self.scores.values():
+            rows = np.asarray(scores.values, np.float64)
+            rows = rows - rows.mean(1, keepdims=True)
+            norms = np.linalg.norm(rows, axis=1, keepdims=True)
+            rows = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+            found.append(np.nan if before is None else float((rows * before).sum(1).mean()))
+            before = rows
+        return found
+
+    def table(self) -> Table:
+        """One row per damping: how large scores are, and how much the order still changes.
+
+        Where correlation with the damping before stays near 1, the answer does not hang on it.
+        """
+        kept = list(self.scores.values())
+        columns = {
+            "damping": np.array(list(self.scores)),
+            "mean_size": np.array([float(np.abs(s.values).mean()) for s in kept]),
+            "correlation_with_previous": np.array(self._agreement()),
+            "worst_residual": np.array([_worst(s.provenance.residual) for s in kept]),
+        }
+        unit = kept[0].meaning.unit
+        refused = "".join(f" Refused at {value:g}." for value in self.refused)
+        return Table(columns, f"Scores by damping; sizes in {unit}.{refused}")
+
+    def plot(self, axes: Any = None) -> Any:
+        """Size of the scores and agreement of neighbours over damping; matplotlib's Axes."""
+        if axes is None:
+            axes = require("matplotlib.pyplot", "plot()").subplots(figsize=(6, 4))[1]
+        table = self.table()
+        size = table["mean_size"] / max(float(table["mean_size"].max()), 1e-300)
+        axes.plot(table["damping"], size, marker="o", label="mean size (largest = 1)")
+        agreement = table["correlation_with_previous"]
+        axes.plot(table["damping"], agreement, marker="s", label="correlation with previous")
+        axes.set(xscale="symlog" if 0 in self.scores else "log", xlabel="damping")
+        axes.legend()
+        return axes
+
+    def __repr__(self) -> str:
+        return repr(self.table())
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+
+def _worst(residual: np.ndarray) -> float:
+    known = residual[np.isfinite(residual)]
+    return float(known.max()) if len(known) else np.nan

@@ -4,10 +4,10 @@ import numpy as np
 
 from upweight.bars import track
 from upweight.data import Data
-from upweight.engine import MatrixSink
 from upweight.meaning import Meaning
 from upweight.methods import Baseline
 from upweight.risk import Risk
+from upweight.sinks import MatrixSink
 
 __all__ = ["compare", "meaning_of"]
 

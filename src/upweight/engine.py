@@ -1,8 +1,8 @@
 """The score engine: preconditioned queries meet each training batch once; blocks go to a sink."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import final
 
 import numpy as np
@@ -12,16 +12,17 @@ from torch import Tensor
 from upweight.bars import track
 from upweight.data import Batch, Data
 from upweight.errors import NonFiniteError, NotConvergedError
-from upweight.gradients import dense_gradients, layout_of, linear_form, per_example
+from upweight.gradients import Seen, TrainingGradients, dense_gradients, per_example
 from upweight.linalg import BlockRows, DenseGradients, Gradients, Inverse
 from upweight.meaning import removal_gradient_row, removal_score
+from upweight.memory import budget
 from upweight.objective import Measure, Objective, require_finite
 from upweight.risk import DEFAULT_BATCH, Risk
+from upweight.sinks import Sink, widened
 
 __all__ = [
-    "MatrixSink",
+    "Job",
     "Rescale",
-    "Sink",
     "locate_nonfinite",
     "located",
     "query_batches",
@@ -32,43 +33,24 @@ __all__ = [
 ]
 
 Rescale = Callable[[Objective, Batch], Tensor]
-LARGE_BATCH = 4096
-ROW_BYTES = 256 * 2**20
-# Small batches stay in the cache; below FEW rows the products with queries are slow instead.
-BATCH_BYTES, MOST_BYTES, FEW = 64 * 2**20, 256 * 2**20, 64
-
-
-class Sink(ABC):
-    """Where blocks of scores go."""
-
-    @abstractmethod
-    def write(self, start: int, block: Tensor) -> None:
-        """Take the scores ``[q, b]`` of training rows start to start + b."""
-
-
-def _widened(values: Tensor) -> np.ndarray:
-    """Values as an array; half precision, of which NumPy lacks bfloat16, in single."""
-    known = values.dtype in (torch.float32, torch.float64)
-    array: np.ndarray = (values if known else values.float()).cpu().numpy()
-    return array
+Rows = Tensor | BlockRows
 
 
 @final
-class MatrixSink(Sink):
-    """Keeps all scores in memory.
+@dataclass(frozen=True)
+class Job:
+    """What one pass over the training data scores.
 
-    Args:
-        queries: q.
-        examples: N.
-        dtype: of the scores.
+    Attributes:
+        rows: preconditioned queries s_q = ∇m(q) H⁻¹, ``[q, p]`` or block by block.
+        sink: takes the blocks.
+        rescale: a factor ``[b]`` on each example's gradient, for the ablations; the L2 part is left
+            out then.
     """
 
-    def __init__(self, queries: int, examples: int, dtype: torch.dtype) -> None:
-        self.matrix = np.empty((queries, examples), _widened(torch.empty(0, dtype=dtype)).dtype)
-
-    def write(self, start: int, block: Tensor) -> None:
-        """Copy the block into its columns."""
-        self.matrix[:, start : start + block.shape[1]] = _widened(block)
+    rows: Rows
+    sink: Sink
+    rescale: Rescale | None = None
 
 
 def query_batches(objective: Objective, queries: Data, measure: Measure) -> Iterator[Batch]:
@@ -135,7 +117,7 @@ def locate_nonfinite(risk: Risk) -> None:
         NonFiniteError: naming the batch, the row and the parameter. Returns if all is finite.
     """
     objective = risk.objective
-    size = max(1, min(DEFAULT_BATCH, ROW_BYTES // (8 * objective.space.size)))
+    size = max(1, min(DEFAULT_BATCH, budget() // 4 // (8 * objective.space.size)))
     for batch, _ in track(risk.batches(size), "looking for NaN"):
         with torch.no_grad():
             require_finite(objective.losses(objective.space.values(), batch), "The loss", batch)
@@ -152,45 +134,49 @@ def located(risk: Risk) -> Iterator[None]:
         raise
 
 
-def batch_rows(risk: Risk) -> int:
-    """Training examples looked at together: what the user's loader says, or as memory allows."""
-    if risk.data.batch_size is not None:
-        return risk.data.batch_size
-    batch, _ = risk.at(torch.arange(min(16, len(risk.data)), device="cpu"))
-    if linear_form(risk.objective, batch) is not None:
-        return LARGE_BATCH
-    row = max(layout_of(risk.objective, batch).row_bytes, 1)
-    return max(1, min(LARGE_BATCH, max(BATCH_BYTES // row, min(FEW, MOST_BYTES // row))))
-
-
-def score(risk: Risk, rows: Tensor | BlockRows, sink: Sink, rescale: Rescale | None = None) -> None:
+def score(training: TrainingGradients, jobs: Sequence[Job], *, first: int = 0) -> None:
     """One pass over the training data: score[q, i] = share_i · s_q·∇ℓ̃(z_i).
 
     Args:
-        risk: objective and training data.
-        rows: preconditioned queries s_q = ∇m(q) H⁻¹, ``[q, p]`` or block by block.
-        sink: takes the blocks.
-        rescale: a factor ``[b]`` on each example's gradient, for the ablations; the L2 part is
-            left out then.
+        training: gradients of the training data.
+        jobs: what is scored on that pass, and where it goes.
+        first: place of the first example, where an earlier pass was cut short.
 
     Raises:
         NonFiniteError: naming the batch.
     """
-    objective = risk.objective
-    row = removal_gradient_row(objective)
-    extra = (rows.times(row) if isinstance(rows, BlockRows) else rows @ row)[:, None]
-    size = batch_rows(risk)
-    start, count = 0, -(-len(risk.data) // size)
-    for batch, share in track(risk.batches(size), "scores", count):
-        gradients = per_example(objective, batch)
-        products = rows.dot(gradients) if isinstance(rows, BlockRows) else gradients.dot(rows)
-        products = products + extra if rescale is None else products * rescale(objective, batch)
-        require_finite(products.T, "The gradient product", batch)
-        sink.write(start, removal_score(products, share))
-        start += len(batch)
+    row = removal_gradient_row(training.risk.objective)
+    extras = [_times(job.rows, row)[:, None] for job in jobs]
+
+    def work(seen: Seen) -> list[Tensor]:
+        found = []
+        for job, extra in zip(jobs, extras, strict=True):
+            products = _products(job.rows, seen.gradients)
+            if job.rescale is None:
+                products = products + extra
+            else:
+                products = products * job.rescale(training.risk.objective, seen.batch())
+            if not bool(torch.isfinite(products.sum())):
+                require_finite(products.T, "The gradient product", seen.batch())
+            found.append(removal_score(products, seen.share))
+        return found
+
+    start = first
+    for blocks in training.each(work, "scores", first=first):
+        for job, block in zip(jobs, blocks, strict=True):
+            job.sink.write(start, block)
+        start += blocks[0].shape[1]
 
 
-def self_influence(risk: Risk, inverse: Inverse) -> np.ndarray:
+def _times(rows: Rows, row: Tensor) -> Tensor:
+    return rows.times(row) if isinstance(rows, BlockRows) else rows @ row
+
+
+def _products(rows: Rows, gradients: Gradients) -> Tensor:
+    return rows.dot(gradients) if isinstance(rows, BlockRows) else gradients.dot(rows)
+
+
+def self_influence(training: TrainingGradients, inverse: Inverse) -> np.ndarray:
     """score[i, i] for every training example, ``[N]``, without the N x N matrix.
 
     share_i · ∇ℓ_i H⁻¹ ∇ℓ̃_i: the predicted rise of an example's own loss when it is removed.
@@ -198,19 +184,18 @@ def self_influence(risk: Risk, inverse: Inverse) -> np.ndarray:
     Raises:
         NotConvergedError, IndefiniteError: a solve failed.
     """
-    objective = risk.objective
+    objective = training.risk.objective
     extra = removal_gradient_row(objective)[None]
     turned = inverse.apply(extra)[0] if bool(extra.any()) else None
-    size = max(1, min(DEFAULT_BATCH, ROW_BYTES // (8 * objective.space.size)))
-    parts = []
-    count = -(-len(risk.data) // size)
-    for batch, share in track(risk.batches(size), "self-influence", count):
-        gradients = per_example(objective, batch)
-        own = inverse.self_products(gradients)
+
+    def work(seen: Seen) -> Tensor:
+        own = inverse.self_products(seen.gradients)
         if turned is not None:
-            own = own + gradients.dot(turned[None])[0]
-        parts.append(removal_score(own, share))
-    values = torch.cat(parts)
+            own = own + seen.gradients.dot(turned[None])[0]
+        return removal_score(own, seen.share)
+
+    rows = max(1, min(DEFAULT_BATCH, budget() // 4 // (8 * objective.space.size)))
+    values = torch.cat(list(training.each(work, "self-influence", most=rows)))
     if not bool(torch.isfinite(values).all()):
         raise NonFiniteError("A self-influence is not finite. Check the damping and the losses.")
-    return _widened(values)
+    return widened(values)

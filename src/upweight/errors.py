@@ -11,6 +11,7 @@
     │   ├── IndefiniteError               a curvature with a direction that bends down
     │   └── NotConvergedError             a solve that stopped early
     ├── StoreError (OSError)              a run directory
+    ├── ResourceError (MemoryError)       memory ran out
     └── MissingPackageError (ImportError) an optional package
 
 A message is one sentence of what was expected and what came, then one that says what to do.
@@ -27,6 +28,7 @@ __all__ = [
     "NotConvergedError",
     "NumericalError",
     "RecipeError",
+    "ResourceError",
     "StoreError",
     "UpweightError",
 ]
@@ -74,6 +76,10 @@ class NotConvergedError(NumericalError):
 
 class StoreError(UpweightError, OSError):
     """A run directory cannot be read, written or reused."""
+
+
+class ResourceError(UpweightError, MemoryError):
+    """Memory ran out, and smaller steps did not help."""
 
 
 class MissingPackageError(UpweightError, ImportError):

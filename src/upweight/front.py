@@ -1,40 +1,59 @@
 """The front: one object that explains, audits, predicts what-ifs and proves itself."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
-from typing import Any, final
+from functools import wraps
+from os import PathLike
+from typing import Any, Concatenate, ParamSpec, TypeVar, final
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from upweight import audits, baselines, changes, validation
+from upweight import audits, changes, explanation, validation
 from upweight.answers import (
     GroupEffects,
     L2Derivative,
     ParameterChange,
     Perturbation,
+    Sweep,
     Validation,
     WhatIf,
 )
+from upweight.damping import Damping
 from upweight.data import Data
-from upweight.engine import MatrixSink, located, query_gradients, score, self_influence
+from upweight.engine import located
 from upweight.errors import InputError
-from upweight.fingerprints import fingerprint
+from upweight.explanation import Question
 from upweight.gradients import dense_gradients, mixed_derivative
 from upweight.groups import Groups, effects
-from upweight.guard import Guard
 from upweight.l2 import derivative
-from upweight.linalg import BlockRows, Inverse
-from upweight.meaning import meaning_of, removal_gradient_row
-from upweight.methods import Baseline, Method, resolve_method
+from upweight.linalg import Inverse
+from upweight.meaning import removal_gradient_row
+from upweight.methods import Baseline, Method
 from upweight.objective import Measure, Objective
 from upweight.plan import Plan, make_plan
+from upweight.prepared import Prepared
 from upweight.risk import Risk
-from upweight.scores import Provenance, Scores
+from upweight.scores import Extremes, Scores
 from upweight.tables import Table
 
 __all__ = ["Influence"]
+
+
+Asked = ParamSpec("Asked")
+Answer = TypeVar("Answer")
+
+
+def _answering(
+    question: Callable[Concatenate["Influence", Asked], Answer],
+) -> Callable[Concatenate["Influence", Asked], Answer]:
+    """A question that is refused when the model is another by now."""
+
+    @wraps(question)
+    def guarded(self: "Influence", /, *args: Asked.args, **kwargs: Asked.kwargs) -> Answer:
+        with self._made.guard.answering():
+            return question(self, *args, **kwargs)
+
+    return guarded
 
 
 @final
@@ -50,7 +69,7 @@ class Influence:
         loss: a name, a torch criterion, or a callable (outputs, targets) -> ``[n]``.
         l2: λ of ½λ‖θ‖² in the objective, or a mapping of name patterns to λ.
         method: a row of ``METHODS``, a Method, a solver, or an inverse curvature with ``@``.
-        damping: added to the curvature beside l2.
+        damping: added to the curvature beside l2: a number, "auto", or what a FiniteTraining says.
 
     Raises:
         InputError: of the kind that tells which argument is at fault.
@@ -71,7 +90,7 @@ class Influence:
         loss: object = None,
         l2: float | Mapping[str, float] = 0.0,
         method: object = "exact",
-        damping: float = 0.0,
+        damping: Damping = 0.0,
     ) -> None:
         if isinstance(model, Objective):
             if loss is not None or l2 != 0.0:
@@ -81,92 +100,60 @@ class Influence:
             if loss is None:
                 raise InputError("Say what was minimised: loss='cross_entropy', for example.")
             self.objective = Objective(model, loss, l2=l2)
-        if not isinstance(damping, (int, float)) or not 0 <= damping < float("inf"):
-            raise InputError(f"damping must be a finite number ≥ 0, got {damping!r}.")
-        self.data = Data.of(train)
-        self.damping = damping
-        self._asked = method
-        self._guard = Guard(self.objective.model)
+        self._made = Prepared(self.objective, Data.of(train), method, damping)
 
     def __repr__(self) -> str:
-        objective, name = self.objective, getattr(self._asked, "name", self._asked)
+        objective, asked = self.objective, self._made.asked
         return (
             f"Influence of {len(self.data):,} training examples on "
             f"{type(objective.model).__name__} ({objective.loss.name}, {objective.space.size:,} "
-            f"parameters, {objective.space.coverage:.1%} of all; method {name}, "
-            f"damping {self.damping:g})"
+            f"parameters, {objective.space.coverage:.1%} of all; method "
+            f"{getattr(asked, 'name', asked)}, damping {self.damping})"
         )
 
-    @cached_property
+    @property
+    def data(self) -> Data:
+        """The training data."""
+        return self._made.data
+
+    @property
+    def damping(self) -> Damping:
+        """What is added to the curvature, as asked."""
+        return self._made.damping
+
+    @property
     def risk(self) -> Risk:
         """The objective bound to the training data, checked."""
-        return Risk(self.objective, self.data)
+        return self._made.risk
 
-    @cached_property
+    @property
     def method(self) -> Method | Baseline:
         """The row of the method table."""
-        return resolve_method(self._asked, self.risk)
+        return self._made.method
 
-    def _refuse_ablation(self) -> None:
-        """An ablation is a row of scores; what-ifs and self-influence by it mean nothing."""
-        if isinstance(self.method, Method) and self.method.rescale is not None:
-            raise InputError(
-                f"{self.method.name!r} is an ablation for explain() only. Use another method here."
-            )
-
-    @cached_property
+    @property
+    @_answering
     def inverse(self) -> Inverse:
         """(H + damping)⁻¹, prepared once."""
-        with located(self.risk):
-            return self._fitted().invert(self.risk, self.damping)
+        return self._made.inverse
 
-    def _fitted(self) -> Method:
-        """The method, if it is one that inverts a curvature."""
-        if isinstance(self.method, Baseline):
-            raise InputError(
-                f"{self.method.name!r} is a baseline of similarities and inverts no curvature. "
-                "Use it with explain(), or choose another method."
-            )
-        return self.method
-
-    @cached_property
+    @property
     def identity(self) -> str:
         """Hash of model, data and settings (one pass over the data)."""
-        objective = self.objective
-        stated = (objective.loss, objective.removal, objective.measure, objective.l2)
-        return fingerprint(
-            (self._guard.fingerprint, self.data.fingerprint(), stated, self._asked, self.damping)
-        )
+        return self._made.identity
 
+    @_answering
     def plan(self, queries: Any) -> Plan:
         """Passes, seconds and memory per stage, from a timed probe, before anything runs.
 
         Raises:
             InputError: whatever would stop the run itself.
         """
-        self._guard.check()
         data = Data.of(queries)
         self.objective.probe(data, role="queries")
         return make_plan(self.risk, self.method, len(data))
 
-    def _precondition(
-        self, queries: Data, measure: Measure, *, accept: bool
-    ) -> tuple[Tensor | BlockRows, Tensor, tuple[str, ...]]:
-        """Rows s_q = ∇m(q) H⁻¹, their residuals ``[q]``, and caveats."""
-        gradients = query_gradients(self.objective, queries, measure)
-        with located(self.risk):
-            solution = self.inverse.precondition(gradients)
-            if not accept:
-                solution.require()
-        return solution.value, solution.residual, (*self.inverse.notes, *solution.caveats())
-
-    def _dense_rows(
-        self, queries: Data, measure: Measure, *, accept: bool
-    ) -> tuple[Tensor, tuple[str, ...]]:
-        """Rows s_q ``[q, p]`` as a tensor, and caveats."""
-        rows, _, caveats = self._precondition(queries, measure, accept=accept)
-        return rows.dense() if isinstance(rows, BlockRows) else rows, caveats
-
+    @_answering
     def explain(
         self, queries: Any, *, measure: Measure | None = None, accept: bool = False
     ) -> Scores:
@@ -183,79 +170,82 @@ class Influence:
         Raises:
             NotConvergedError, IndefiniteError: a solve failed.
         """
-        self._guard.check()
-        asked, data = self.objective.measure if measure is None else measure, Data.of(queries)
-        if isinstance(self.method, Baseline):
-            return self._compare(self.method, data)
-        rows, residual, caveats = self._precondition(data, asked, accept=accept)
-        sink = MatrixSink(len(data), len(self.data), self.objective.space.dtype)
-        with located(self.risk):
-            score(self.risk, rows, sink, self.method.rescale)
-        return Scores(
-            sink.matrix,
-            data.ids,
-            self.data.ids,
-            shares=self._shares(),
-            meaning=meaning_of(self.objective, asked),
-            provenance=self._provenance(self._identity_of(data, asked), residual, caveats),
-        )
+        asked = Question(self._made, Data.of(queries), measure, accept=accept)
+        return explanation.explain(asked)
 
-    def _compare(self, baseline: Baseline, queries: Data) -> Scores:
-        """Similarities of a baseline in the layout of scores."""
-        return Scores(
-            baselines.compare(baseline, self.risk, queries),
-            queries.ids,
-            self.data.ids,
-            shares=self._shares(),
-            meaning=baselines.meaning_of(baseline),
-            provenance=self._provenance(
-                self._identity_of(queries, baseline.name),
-                torch.full((len(queries),), torch.nan),
-                ("a similarity, not a change on removal",),
-            ),
-        )
+    @_answering
+    def explain_into(
+        self, path: str | PathLike[str], queries: Any, *, replace: bool = False
+    ) -> Scores:
+        """The scores of ``explain`` in a run directory, written batch by batch.
 
-    def _shares(self) -> np.ndarray:
-        return (self.risk.weights / self.risk.total).numpy()
+        A killed run goes on where it was; the values are memory-mapped.
 
-    def _identity_of(self, queries: Data, measure: Measure) -> str:
-        """Hash of what was asked, of this model: what a run of scores belongs to."""
-        return fingerprint((self.identity, queries.fingerprint(), measure))
+        Args:
+            path: a new directory, or one of the same run.
+            queries: like ``train``; inputs with targets.
+            replace: write over a directory of another run.
 
-    def _provenance(self, identity: str, residual: Tensor, caveats: tuple[str, ...]) -> Provenance:
-        return Provenance(
-            method=self.method.name,
-            damping=self.damping,
-            removal=self.objective.removal,
-            coverage=self.objective.space.coverage,
-            identity=identity,
-            residual=residual.cpu().double().numpy(),
-            caveats=caveats,
-        )
+        Raises:
+            StoreError: the place belongs to another run or cannot be written.
+            NotConvergedError, IndefiniteError: a solve failed.
+        """
+        asked = Question(self._made, Data.of(queries), None)
+        return explanation.explain_into(asked, path, replace=replace)
 
+    @_answering
+    def extremes(self, queries: Any, k: int = 10, *, measure: Measure | None = None) -> Extremes:
+        """The k most helpful and most harmful examples of every query, kept while scores stream by.
+
+        Memory is q·k and not q·N.
+
+        Raises:
+            NotConvergedError, IndefiniteError: a solve failed.
+        """
+        return explanation.extremes(Question(self._made, Data.of(queries), measure), k)
+
+    @_answering
+    def sweep(
+        self,
+        queries: Any,
+        dampings: Sequence[float] | None = None,
+        *,
+        measure: Measure | None = None,
+    ) -> Sweep:
+        """Scores at several dampings from one fit and one pass: what depends on the damping.
+
+        Args:
+            queries: like ``train``; inputs with targets.
+            dampings: ascending; by default around the curvature's mean eigenvalue.
+            measure: what is asked of a query; the objective's own by default.
+
+        Raises:
+            InputError: the method has no curvature to add a damping to.
+        """
+        return explanation.sweep(Question(self._made, Data.of(queries), measure), dampings)
+
+    @_answering
     def self_influence(self) -> np.ndarray:
         """Predicted rise of each example's own loss if it is removed, ``[N]``, in the loss's unit.
 
         share_i ∇ℓ_i H⁻¹ ∇ℓ̃_i, without the N x N matrix. Large: memorised, unusual or mislabelled.
         """
-        self._guard.check()
-        self._refuse_ablation()
-        with located(self.risk):
-            return self_influence(self.risk, self.inverse)
+        self._made.refuse_ablation()
+        return explanation.self_influence(self._made)
 
     def audit(self) -> Table:
         """Suspicious labels, worst first, from this one model, in cleanlab's column names."""
         return audits.audit(self.risk, self.self_influence())
 
+    @_answering
     def params(self, ids: Sequence[Any], *, accept: bool = False) -> ParameterChange:
         """Predicted change of the parameters if each of the examples is removed.
 
         Raises:
             DataError: an id is unknown.
         """
-        self._guard.check()
         positions = self.data.positions(ids)
-        self._refuse_ablation()
+        self._made.refuse_ablation()
         batch, share = self.risk.at(positions)
         rows = dense_gradients(self.objective, batch) + removal_gradient_row(self.objective)
         solution = self.inverse.solve(rows)
@@ -263,6 +253,7 @@ class Influence:
         named = self.data.ids[positions.numpy()]
         return ParameterChange(named, -value, share, self.objective.space)
 
+    @_answering
     def perturbation(
         self, queries: Any, ids: Sequence[Any], *, accept: bool = False
     ) -> Perturbation:
@@ -272,13 +263,13 @@ class Influence:
             DataError: an id is unknown.
             InputError: the inputs are integers.
         """
-        self._guard.check()
         data, positions = Data.of(queries), self.data.positions(ids)
-        rows, _ = self._dense_rows(data, self.objective.measure, accept=accept)
+        rows, _ = self._made.rows(data, self.objective.measure, accept=accept)
         batch, share = self.risk.at(positions)
         mixed = mixed_derivative(self.objective, batch, rows)
         return Perturbation(data.ids, self.data.ids[positions.numpy()], -mixed, share)
 
+    @_answering
     def whatif(
         self,
         *,
@@ -300,14 +291,14 @@ class Influence:
         Raises:
             DataError: an id is unknown, or named twice.
         """
-        self._guard.check()
-        self._refuse_ablation()
+        self._made.refuse_ablation()
         ids: Any = remove if isinstance(remove, (str, int)) else tuple(remove)
         change = changes.Change(ids, relabel or {}, reweight or {}, replace or {})
         data = Data.of(on)
-        rows, caveats = self._dense_rows(data, self.objective.measure, accept=False)
+        rows, caveats = self._made.rows(data, self.objective.measure)
         return changes.predict(self.risk, change, data, rows, caveats)
 
+    @_answering
     def group_effects(
         self, groups: Any, *, on: Any, measure: Measure | None = None
     ) -> GroupEffects:
@@ -327,9 +318,8 @@ class Influence:
             InputError: the method fits no curvature to data.
             NotConvergedError, IndefiniteError: a solve failed.
         """
-        self._guard.check()
-        self._refuse_ablation()
-        method, data = self._fitted().require_fit(), Data.of(on)
+        self._made.refuse_ablation()
+        method, data = self._made.fitted.require_fit(), Data.of(on)
         with located(self.risk):
             return effects(
                 self.risk,
@@ -337,9 +327,12 @@ class Influence:
                 data,
                 measure=self.objective.measure if measure is None else measure,
                 inverse=self.inverse,
-                newton=lambda rest, growth: method.invert(rest, self.damping * growth),
+                newton=lambda rest, growth: method.invert(
+                    method.fit(rest), self._made.shift * growth
+                ),
             )
 
+    @_answering
     def l2_derivative(self, queries: Any, *, measure: Measure | None = None) -> L2Derivative:
         """Derivative of each query's measure in l2, by implicit differentiation.
 
@@ -354,12 +347,12 @@ class Influence:
             InputError: the method inverts no curvature.
             NotConvergedError, IndefiniteError: a solve failed.
         """
-        self._guard.check()
-        self._refuse_ablation()
+        self._made.refuse_ablation()
         asked = self.objective.measure if measure is None else measure
         with located(self.risk):
             return derivative(self.objective, self.inverse, Data.of(queries), measure=asked)
 
+    @_answering
     def validate(
         self,
         queries: Any,
@@ -388,7 +381,7 @@ class Influence:
         data = Data.of(queries)
         if scores is None:
             scores = self.explain(data)
-        elif scores.provenance.identity != self._identity_of(data, self.objective.measure):
+        elif scores.provenance.identity != self._made.identity_of(data, self.objective.measure):
             raise InputError(
                 "The scores belong to other queries, another measure, model or method. Pass those "
                 "of explain(queries), or leave them out."

@@ -73,8 +73,15 @@ class Method:
             )
         return self
 
-    def invert(self, risk: Risk, damping: float) -> Inverse:
-        """(H + damping)⁻¹, or the identity.
+    def fit(self, risk: Risk) -> Operator:
+        """The curvature over the data of a risk, with its L2; the identity where there is none."""
+        if self.solver is None:
+            space = risk.objective.space
+            return Identity(space.size, space.dtype, space.device)
+        return curvature(self.curvature, risk)
+
+    def invert(self, operator: Operator, damping: float) -> Inverse:
+        """(H + damping)⁻¹ of a fitted curvature, or the identity.
 
         Raises:
             InputError: damping is asked of a method that has no curvature to add it to.
@@ -85,8 +92,8 @@ class Method:
                 "would be ignored. Leave it out, or put it into the inverse you pass."
             )
         if self.solver is None:
-            return _identity(risk)
-        return self.solver.init(curvature(self.curvature, risk) + damping)
+            return _Given(operator.apply, operator)
+        return self.solver.init(operator + damping)
 
 
 @final
@@ -111,10 +118,9 @@ class Baseline:
 class _Given(Inverse):
     """An inverse that somebody else made: any object with ``@`` on columns ``[p, m]``."""
 
-    def __init__(self, product: Callable[[Tensor], Tensor], risk: Risk) -> None:
-        space = risk.objective.space
+    def __init__(self, product: Callable[[Tensor], Tensor], like: Operator) -> None:
         self.product = product
-        self.size, self.dtype, self.device = space.size, space.dtype, space.device
+        self.size, self.dtype, self.device = like.size, like.dtype, like.device
 
     def solve(self, rows: Tensor) -> Solution[Tensor]:
         """The product; its residual is unknown."""
@@ -126,18 +132,12 @@ class _Given(Inverse):
         return (rows * self.product(rows)).sum(1)
 
 
-def _identity(risk: Risk) -> Inverse:
-    space = risk.objective.space
-    return _Given(Identity(space.size, space.dtype, space.device).apply, risk)
-
-
 @final
 @dataclass(frozen=True)
 class GivenInverse(Solver):
     """A ready inverse curvature in place of a solver."""
 
     inverse: Any
-    risk: Risk
 
     def init(self, operator: Operator) -> Inverse:
         """The given object, asked on columns as SciPy's and curvlinops' operators expect."""
@@ -150,7 +150,7 @@ class GivenInverse(Solver):
             columns = rows.T.cpu().numpy() if scipy else rows.T
             return torch.as_tensor(self.inverse @ columns).T.to(rows)
 
-        return _Given(product, self.risk)
+        return _Given(product, operator)
 
 
 def _without_loss(objective: Objective, batch: Batch) -> Tensor:
@@ -223,7 +223,7 @@ METHODS: dict[str, Method | Baseline] = {
 }
 
 
-def resolve_method(method: object, risk: Risk) -> Method | Baseline:
+def resolve_method(method: object) -> Method | Baseline:
     """A row of the table from its name, a row, a solver, or a ready inverse curvature.
 
     Raises:
@@ -243,7 +243,7 @@ def resolve_method(method: object, risk: Risk) -> Method | Baseline:
             "(uw.CG()), or solver.init(curvature)."
         )
     if hasattr(method, "__matmul__"):
-        solver = GivenInverse(method, risk)
+        solver = GivenInverse(method)
         return Method(type(method).__name__, "given inverse curvature", solver=solver)
     raise InputError(
         f"method is a name ({', '.join(METHODS)}), a Method, a solver, or an inverse curvature "

@@ -85,6 +85,11 @@ class Risk:
         for batch in self.data.batches(size or self.data.batch_size or DEFAULT_BATCH):
             yield self.objective.place(batch), self.share(batch.positions)
 
+    def rows(self, start: int, stop: int) -> tuple[Batch, Tensor]:
+        """Placed rows from start to stop with their shares."""
+        batch = self.data.rows(start, stop)
+        return self.objective.place(batch), self.share(batch.positions)
+
     def at(self, positions: Tensor) -> tuple[Batch, Tensor]:
         """Placed rows at positions ``[b]`` with their shares."""
         return self.objective.place(self.data.at(positions)), self.share(positions)

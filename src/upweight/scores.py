@@ -13,7 +13,7 @@ from upweight.meaning import Meaning, from_removal
 from upweight.store import publish, read_array, read_manifest, write_array, write_manifest
 from upweight.tables import Table
 
-__all__ = ["Provenance", "Scores"]
+__all__ = ["Extremes", "Provenance", "Scores"]
 
 
 @final
@@ -38,6 +38,21 @@ class Provenance:
     identity: str
     residual: np.ndarray
     caveats: tuple[str, ...] = ()
+
+
+def _effects(values: np.ndarray, meaning: Meaning) -> np.ndarray:
+    positive, negative = {
+        1: ("helpful", "harmful"),
+        -1: ("harmful", "helpful"),
+        0: ("raises", "lowers"),
+    }[meaning.helpful]
+    return np.where(values > 0, positive, np.where(values < 0, negative, "none"))
+
+
+def ranked(query: Any, ids: np.ndarray, values: np.ndarray, meaning: Meaning) -> Table:
+    """Training examples of one query, in the order given."""
+    columns = {"train": ids, meaning.column: values, "effect": _effects(values, meaning)}
+    return Table(columns, f"Query {query}: {meaning.sentence()}")
 
 
 @final
@@ -109,20 +124,7 @@ class Scores:
         return row
 
     def _ranked(self, query: Any, order: np.ndarray) -> Table:
-        columns = {
-            "train": self.train_ids[order],
-            self.meaning.column: self._row(query)[order],
-            "effect": self._effects(self._row(query)[order]),
-        }
-        return Table(columns, f"Query {query}: {self.meaning.sentence()}")
-
-    def _effects(self, values: np.ndarray) -> np.ndarray:
-        positive, negative = {
-            1: ("helpful", "harmful"),
-            -1: ("harmful", "helpful"),
-            0: ("raises", "lowers"),
-        }[self.meaning.helpful]
-        return np.where(values > 0, positive, np.where(values < 0, negative, "none"))
+        return ranked(query, self.train_ids[order], self._row(query)[order], self.meaning)
 
     def top(self, query: Any, k: int = 10) -> Table:
         """The k most helpful training examples of a query (the largest, if help is undefined).
@@ -157,7 +159,7 @@ class Scores:
         columns = {
             "query": self.query_ids[order],
             self.meaning.column: column[order],
-            "effect": self._effects(column[order]),
+            "effect": _effects(column[order], self.meaning),
         }
         return Table(columns, f"Training example {example}: {self.meaning.sentence()}")
 
@@ -242,6 +244,10 @@ class Scores:
     def write_into(self, directory: Path) -> None:
         """Write the arrays of a run directory."""
         write_array(directory / "scores.npy", self.values)
+        self.write_beside(directory)
+
+    def write_beside(self, directory: Path) -> None:
+        """Write what belongs to the scores, which are there already."""
         write_array(directory / "query_ids.npy", self.query_ids)
         write_array(directory / "train_ids.npy", self.train_ids)
         write_array(directory / "shares.npy", self.shares)
@@ -298,3 +304,53 @@ class Scores:
             for query in self.query_ids[:3].tolist()
         )
         return f"<pre>{self!r}</pre>{shown}"
+
+
+@final
+@dataclass(frozen=True)
+class Extremes:
+    """The scores of each query that are farthest from 0 on either side.
+
+    Attributes:
+        query_ids: ``[q]``.
+        largest: the k largest scores, descending, ``[q, k]``.
+        largest_ids: of their training examples, ``[q, k]``.
+        smallest: the k smallest, ascending, ``[q, k]``.
+        smallest_ids: of their training examples, ``[q, k]``.
+        meaning: measure, unit and sign.
+        provenance: method, damping, coverage, residuals.
+    """
+
+    query_ids: np.ndarray
+    largest: np.ndarray
+    largest_ids: np.ndarray
+    smallest: np.ndarray
+    smallest_ids: np.ndarray
+    meaning: Meaning
+    provenance: Provenance
+
+    def _side(self, query: Any, *, large: bool) -> Table:
+        places = np.flatnonzero(self.query_ids == query)
+        if not len(places):
+            raise DataError(f"The query {query!r} is unknown.")
+        place = int(places[0])
+        values, ids = (
+            (self.largest, self.largest_ids) if large else (self.smallest, self.smallest_ids)
+        )
+        return ranked(query, ids[place], values[place], self.meaning)
+
+    def top(self, query: Any) -> Table:
+        """The most helpful training examples of a query (the largest, if help is undefined).
+
+        Raises:
+            DataError: the query is unknown.
+        """
+        return self._side(query, large=(self.meaning.helpful or 1) > 0)
+
+    def bottom(self, query: Any) -> Table:
+        """The most harmful training examples of a query (the smallest, if harm is undefined).
+
+        Raises:
+            DataError: the query is unknown.
+        """
+        return self._side(query, large=(self.meaning.helpful or 1) < 0)

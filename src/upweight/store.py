@@ -17,10 +17,12 @@ from upweight.tables import atomic_write
 
 __all__ = [
     "SCHEMA",
+    "open_array",
     "plain",
     "publish",
     "read_array",
     "read_manifest",
+    "resume",
     "write_array",
     "write_manifest",
 ]
@@ -92,6 +94,26 @@ def read_array(path: Path, *, mapped: bool = True) -> np.ndarray:
     return array
 
 
+def open_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
+    """A memory-mapped ``.npy`` array to write into: the one that is there, or a new one of zeros.
+
+    Raises:
+        StoreError: there is another array, or no room for this one.
+    """
+    try:
+        if path.exists():
+            found = np.lib.format.open_memmap(path, mode="r+")
+            if found.shape == shape and found.dtype == dtype:
+                return found
+            raise StoreError(
+                f"{path} is {found.dtype}{list(found.shape)}, and {dtype}{list(shape)} is to be "
+                "written. Delete it, and run again."
+            )
+        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    except (OSError, ValueError) as error:
+        raise StoreError(f"Cannot write {path}: {error}.") from error
+
+
 def _check_target(target: Path, identity: str, *, replace: bool) -> None:
     """Refuse to write over anything but an earlier result of the same run."""
     if not target.exists():
@@ -145,6 +167,30 @@ def publish(
         raise StoreError(f"Cannot write {place}: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def resume(
+    target: str | os.PathLike[str], identity: str, *, replace: bool = False
+) -> Iterator[Path]:
+    """Like ``publish``, in a directory that a killed or failed run leaves for the next one.
+
+    It stands beside the target and carries the identity in its name, so that no other run finds it.
+
+    Raises:
+        StoreError: the place belongs to something else, or cannot be written.
+    """
+    place = Path(target).absolute()
+    _check_target(place, identity, replace=replace)
+    part = place.with_name(f".{place.name}.{identity}.part")
+    try:
+        part.mkdir(parents=True, exist_ok=True)
+        yield part
+        _swap(part, place)
+    except OSError as error:
+        if isinstance(error, StoreError):
+            raise
+        raise StoreError(f"Cannot write {place}: {error.strerror or error}.") from error
 
 
 def _swap(part: Path, place: Path) -> None:

@@ -12,6 +12,7 @@ from upweight.gradients.inputs import mixed_derivative
 from upweight.gradients.linear import LinearForm, linear_form, residual
 from upweight.gradients.provide import dense_gradients, per_example
 from upweight.gradients.stacked import stacked_gradient, stacked_measure
+from upweight.gradients.training import Seen, TrainingGradients, batch_rows
 from upweight.linalg import DenseGradients, FactoredGradients, Gradients
 
 __all__ = [
@@ -22,6 +23,9 @@ __all__ = [
     "Layout",
     "LinearForm",
     "Observation",
+    "Seen",
+    "TrainingGradients",
+    "batch_rows",
     "dense_gradients",
     "layout_of",
     "linear_form",

@@ -94,7 +94,7 @@ class AutogradGradients(Gradients):
 
     def __init__(self, objective: Objective, batch: Batch, measure: Measure = "loss") -> None:
         self.objective, self.batch, self.count = objective, batch, len(batch)
-        self.row = objective.space.row()
+        self.measure, self.row = measure, objective.space.row()
         self._measured = objective.measured(measure)
 
     def _values(self, row: Tensor, batch: Batch) -> Tensor:
@@ -122,6 +122,10 @@ class AutogradGradients(Gradients):
     def dense(self) -> Tensor:
         """G, ``[n, p]``."""
         return self._dense(self.batch)
+
+    def part(self, rows: slice) -> "AutogradGradients":
+        """Some of the examples."""
+        return AutogradGradients(self.objective, self.batch.part(rows), self.measure)
 
     def _dense(self, batch: Batch) -> Tensor:
         def single(row: Tensor, inputs: Any, targets: Any) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from upweight.errors import IndefiniteError, InputError, NonFiniteError
-from upweight.linalg.operator import Operator
+from upweight.linalg.operator import Dense, Operator
 from upweight.linalg.solution import Solution, Status, indefinite, relative_residual
 from upweight.linalg.solver import Inverse, Solver
 
@@ -39,14 +39,22 @@ class Cholesky(Solver):
     def __init__(self, *, largest: int = 20_000) -> None:
         self.largest = largest
 
-    def init(self, operator: Operator) -> "CholeskyInverse":
-        """Make A dense and factorise it."""
-        p = operator.size
+    def _check_size(self, p: int) -> None:
         if p > self.largest:
             raise InputError(
                 f"A dense solve of {p:,} parameters needs {2 * 8 * p * p / 2**30:,.1f} GiB. "
                 "Use method='cg', choose fewer parameters, or raise Cholesky(largest=...)."
             )
+
+    def prepared(self, operator: Operator) -> Operator:
+        """The matrix itself."""
+        self._check_size(operator.size)
+        return Dense(operator.to_dense())
+
+    def init(self, operator: Operator) -> "CholeskyInverse":
+        """Make A dense and factorise it."""
+        p = operator.size
+        self._check_size(p)
         dense = operator.to_dense()
         # A sum is finite only if all terms are, and needs no mask of the size of the matrix.
         if not bool(torch.isfinite(dense.sum())):

@@ -12,6 +12,7 @@ from upweight.errors import InputError
 __all__ = ["Dense", "Identity", "MeanOperator", "Operator", "Shifted"]
 
 CHUNK = 64
+PROBES = 32
 
 
 class Operator(ABC):
@@ -34,6 +35,16 @@ class Operator(ABC):
         eye = torch.eye(self.size, dtype=self.dtype, device=self.device)
         parts = eye.split(CHUNK)
         return torch.cat([self.apply(part) for part in track(parts, "dense curvature")])
+
+    def trace(self) -> float:
+        """The sum of the eigenvalues; an estimate where the diagonal is not at hand.
+
+        It is the mean of v A vᵀ over random signs v (Hutchinson, 1990).
+        """
+        generator = torch.Generator().manual_seed(0)
+        signs = torch.randint(2, (PROBES, self.size), generator=generator) * 2 - 1
+        rows = signs.to(self.device, self.dtype)
+        return float((rows * self.apply(rows)).sum()) / PROBES
 
     @final
     def __matmul__(self, rows: Tensor) -> Tensor:
@@ -72,6 +83,10 @@ class Dense(Operator):
     def to_dense(self) -> Tensor:
         """The matrix itself."""
         return self.matrix
+
+    def trace(self) -> float:
+        """The sum of its diagonal."""
+        return float(self.matrix.trace())
 
 
 @final

@@ -3,9 +3,10 @@
 from abc import ABC, abstractmethod
 from typing import final
 
+import torch
 from torch import Tensor
 
-from upweight.linalg.blocks import BlockRows
+from upweight.linalg.blocks import BlockRows, pieces
 from upweight.linalg.operator import Operator
 from upweight.linalg.solution import Solution
 from upweight.linalg.values import Gradients
@@ -23,6 +24,10 @@ class Solver(ABC):
     @abstractmethod
     def init(self, operator: Operator) -> "Inverse":
         """The inverse of an operator, which is an operator again."""
+
+    def prepared(self, operator: Operator) -> Operator:
+        """The operator in a form that costs no pass over data when another λ is added to it."""
+        return operator
 
 
 class Inverse(Operator):
@@ -48,7 +53,8 @@ class Inverse(Operator):
 
     def self_products(self, gradients: Gradients) -> Tensor:
         """G A⁻¹ g of every gradient, ``[n]``."""
-        return self.quadratic(gradients.dense())
+        rows = pieces(gradients.count, self.size * self.dtype.itemsize)
+        return torch.cat([self.quadratic(gradients.part(piece).dense()) for piece in rows])
 
     @final
     def apply(self, rows: Tensor) -> Tensor:

@@ -50,6 +50,10 @@ class Gradients(ABC):
     def dense(self) -> Tensor:
         """G itself, ``[n, p]``."""
 
+    @abstractmethod
+    def part(self, rows: slice) -> "Gradients":
+        """Some of the examples."""
+
     def finite(self) -> bool:
         """Whether no gradient is NaN or infinite; a finite one may be called infinite."""
         return bool(torch.isfinite(self.dense().sum()))
@@ -81,6 +85,10 @@ class DenseGradients(Gradients):
     def dense(self) -> Tensor:
         """G."""
         return self.matrix
+
+    def part(self, rows: slice) -> "DenseGradients":
+        """Some of the examples."""
+        return DenseGradients(self.matrix[rows])
 
 
 @final
@@ -119,3 +127,7 @@ class FactoredGradients(Gradients):
         """All outer products, ``[n, p]``."""
         outer = self.residual[:, :, None] * self.features[:, None, :]
         return join_blocks(outer, bias=self.bias)
+
+    def part(self, rows: slice) -> "FactoredGradients":
+        """Some of the examples."""
+        return FactoredGradients(self.residual[rows], self.features[rows], bias=self.bias)

@@ -1,0 +1,141 @@
+"""What answers rest on: data, a method, its damping, and an inverse that is made once."""
+
+from functools import cached_property
+from typing import final
+
+import numpy as np
+from torch import Tensor
+
+from upweight.damping import Damping, check_damping, resolved
+from upweight.data import Data
+from upweight.engine import located, query_gradients
+from upweight.errors import InputError
+from upweight.fingerprints import fingerprint
+from upweight.gradients import TrainingGradients
+from upweight.guard import Guard
+from upweight.linalg import BlockRows, Inverse, Operator
+from upweight.methods import Baseline, Method, resolve_method
+from upweight.objective import Measure, Objective
+from upweight.risk import Risk
+from upweight.scores import Provenance
+
+__all__ = ["Prepared"]
+
+
+@final
+class Prepared:
+    """Everything that is computed once and asked often; nothing is computed before it is asked.
+
+    Args:
+        objective: what was minimised.
+        data: over which examples.
+        asked: a method, as a user names it.
+        damping: added to the curvature.
+    """
+
+    def __init__(self, objective: Objective, data: Data, asked: object, damping: object) -> None:
+        self.objective, self.data, self.asked = objective, data, asked
+        self.damping: Damping = check_damping(damping)
+        self.guard = Guard(objective)
+
+    @cached_property
+    def risk(self) -> Risk:
+        """The objective bound to the training data, checked."""
+        return Risk(self.objective, self.data)
+
+    @cached_property
+    def method(self) -> Method | Baseline:
+        """The row of the method table."""
+        return resolve_method(self.asked)
+
+    @cached_property
+    def training(self) -> TrainingGradients:
+        """Gradients of the training data."""
+        return TrainingGradients(self.risk)
+
+    @property
+    def fitted(self) -> Method:
+        """The method, if it is one that inverts a curvature."""
+        if isinstance(self.method, Baseline):
+            raise InputError(
+                f"{self.method.name!r} is a baseline of similarities and inverts no curvature. "
+                "Use it with explain(), or choose another method."
+            )
+        return self.method
+
+    def refuse_ablation(self) -> None:
+        """An ablation is a row of scores; what-ifs and self-influence by it mean nothing."""
+        if isinstance(self.method, Method) and self.method.rescale is not None:
+            raise InputError(
+                f"{self.method.name!r} is an ablation for explain() only. Use another method here."
+            )
+
+    @cached_property
+    def curvature(self) -> Operator:
+        """The curvature without damping, fitted once."""
+        with located(self.risk):
+            return self.fitted.fit(self.risk)
+
+    @cached_property
+    def shift(self) -> float:
+        """The damping as a number."""
+        if not self.fitted.fits:
+            return self.damping if isinstance(self.damping, float) else 0.0
+        return resolved(self.damping, self.objective, self.curvature)
+
+    @cached_property
+    def inverse(self) -> Inverse:
+        """(H + damping)⁻¹, prepared once."""
+        with located(self.risk):
+            return self.fitted.invert(self.curvature, self.shift)
+
+    @cached_property
+    def identity(self) -> str:
+        """Hash of model, data and settings (one pass over the data)."""
+        objective = self.objective
+        stated = (objective.loss, objective.removal, objective.measure, objective.l2)
+        return fingerprint(
+            (self.guard.fingerprint, self.data.fingerprint(), stated, self.asked, self.damping)
+        )
+
+    def identity_of(self, queries: Data, measure: Measure) -> str:
+        """Hash of what was asked, of this model: what a run of scores belongs to."""
+        return fingerprint((self.identity, queries.fingerprint(), measure))
+
+    @property
+    def shares(self) -> np.ndarray:
+        """w_i / Σ w of each training example, ``[N]``."""
+        return (self.risk.weights / self.risk.total).numpy()
+
+    def precondition(
+        self, queries: Data, measure: Measure, *, accept: bool
+    ) -> tuple[Tensor | BlockRows, Tensor, tuple[str, ...]]:
+        """Rows s_q = ∇m(q) H⁻¹, their residuals ``[q]``, and caveats."""
+        risk = self.risk  # what is wrong with the training data is said first
+        gradients = query_gradients(self.objective, queries, measure)
+        with located(risk):
+            solution = self.inverse.precondition(gradients)
+            if not accept:
+                solution.require()
+        return solution.value, solution.residual, (*self.inverse.notes, *solution.caveats())
+
+    def rows(
+        self, queries: Data, measure: Measure, *, accept: bool = False
+    ) -> tuple[Tensor, tuple[str, ...]]:
+        """Rows s_q ``[q, p]`` as a tensor, and caveats."""
+        rows, _, caveats = self.precondition(queries, measure, accept=accept)
+        return rows.dense() if isinstance(rows, BlockRows) else rows, caveats
+
+    def provenance(
+        self, identity: str, residual: Tensor, caveats: tuple[str, ...], damping: float
+    ) -> Provenance:
+        """How scores came about."""
+        return Provenance(
+            method=self.method.name,
+            damping=damping,
+            removal=self.objective.removal,
+            coverage=self.objective.space.coverage,
+            identity=identity,
+            residual=residual.cpu().double().numpy(),
+            caveats=caveats,
+        )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         WhatIf,
     )
     from upweight.bars import progress
+    from upweight.budget import memory
     from upweight.curvature import Sketch
     from upweight.damping import FiniteTraining
     from upweight.data import Data
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
         MeanSquaredError,
         SmoothHinge,
     )
-    from upweight.memory import memory
     from upweight.methods import METHODS, Baseline, Method
     from upweight.objective import Objective
     from upweight.onecall import influence
@@ -68,7 +68,7 @@ _HOMES = {
     "front": ("Influence",),
     "linalg": ("CG", "Cholesky", "Eigen", "LiSSA"),
     "losses": ("BinaryCrossEntropy", "CrossEntropy", "Hinge", "MeanSquaredError", "SmoothHinge"),
-    "memory": ("memory",),
+    "budget": ("memory",),
     "methods": ("METHODS", "Baseline", "Method"),
     "objective": ("Objective",),
     "onecall": ("influence",),

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from upweight.bars import track
+from upweight.budget import budget
 from upweight.data import Batch, Data
 from upweight.errors import NonFiniteError, NotConvergedError
 from upweight.gradients import Seen, TrainingGradients, dense_gradients, per_example
 from upweight.linalg import BlockRows, DenseGradients, Gradients, Inverse
 from upweight.meaning import removal_gradient_row, removal_score
-from upweight.memory import budget
 from upweight.objective import Measure, Objective, require_finite
 from upweight.risk import DEFAULT_BATCH, Risk
 from upweight.sinks import Sink, widened

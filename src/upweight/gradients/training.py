@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from upweight.bars import track
+from upweight.budget import budget, in_steps
 from upweight.data import Batch
 from upweight.gradients.capture import layout_of
 from upweight.gradients.linear import linear_form
 from upweight.gradients.provide import per_example
 from upweight.linalg import BlockGradients
 from upweight.linalg.values import Gradients
-from upweight.memory import budget, in_steps
 from upweight.risk import Risk
 
 __all__ = ["Seen", "TrainingGradients", "batch_rows"]

@@ -194,8 +194,7 @@ def self_influence(training: TrainingGradients, inverse: Inverse) -> np.ndarray:
             own = own + seen.gradients.dot(turned[None])[0]
         return removal_score(own, seen.share)
 
-    rows = max(1, min(DEFAULT_BATCH, budget() // 4 // (8 * objective.space.size)))
-    values = torch.cat(list(training.each(work, "self-influence", most=rows)))
+    values = torch.cat(list(training.each(work, "self-influence")))
     if not bool(torch.isfinite(values).all()):
         raise NonFiniteError("A self-influence is not finite. Check the damping and the losses.")
     return widened(values)

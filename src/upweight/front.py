@@ -95,21 +95,26 @@ class Influence:
         if isinstance(model, Objective):
             if loss is not None or l2 != 0.0:
                 raise InputError("The Objective already carries loss and l2. Pass them only there.")
-            self.objective = model
+            objective = model
         else:
             if loss is None:
                 raise InputError("Say what was minimised: loss='cross_entropy', for example.")
-            self.objective = Objective(model, loss, l2=l2)
-        self._made = Prepared(self.objective, Data.of(train), method, damping)
+            objective = Objective(model, loss, l2=l2)
+        self._made = Prepared(objective, Data.of(train), method, damping)
 
     def __repr__(self) -> str:
-        objective, asked = self.objective, self._made.asked
+        objective = self._made.whole
         return (
             f"Influence of {len(self.data):,} training examples on "
             f"{type(objective.model).__name__} ({objective.loss.name}, {objective.space.size:,} "
-            f"parameters, {objective.space.coverage:.1%} of all; method "
-            f"{getattr(asked, 'name', asked)}, damping {self.damping})"
+            f"parameters, {objective.space.coverage:.1%} of all; method {self.method.name}, "
+            f"damping {self.damping})"
         )
+
+    @property
+    def objective(self) -> Objective:
+        """What was minimised, as a function of the parameters that the method looks at."""
+        return self._made.objective
 
     @property
     def data(self) -> Data:

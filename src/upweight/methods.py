@@ -1,6 +1,6 @@
 """The table of methods: each is curvature x inverse x gradients, and one row."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from upweight.curvature import Fit, Sketch, curvature
-from upweight.data import Batch
+from upweight.data import Batch, Data
 from upweight.engine import Rescale
 from upweight.errors import InputError
+from upweight.gradients import last_layer
 from upweight.linalg import (
     CG,
     Cholesky,
@@ -43,6 +44,8 @@ class Method:
         curvature: a name in ``CURVATURES``, or a function that fits one to a Risk.
         solver: how the curvature is inverted; None for the identity in place of H⁻¹.
         rescale: a factor on each training gradient (ablations only).
+        part: names of the parameters that are looked at, from the objective and an example; all of
+            them by default.
 
     Example:
         >>> Method("my cg", "tight tolerance", solver=CG(rtol=1e-10)).curvature
@@ -54,6 +57,14 @@ class Method:
     curvature: str | Fit = "hessian"
     solver: Solver | None = None
     rescale: Rescale | None = None
+    part: Callable[[Objective, Batch], Sequence[str]] | None = None
+
+    def looks_at(self, objective: Objective, data: Data) -> Objective:
+        """The objective as a function of the parameters that the method looks at."""
+        if self.part is None:
+            return objective
+        one = objective.place(data.rows(0, 1))
+        return objective.of_part(self.part(objective, one))
 
     @property
     def fits(self) -> bool:
@@ -203,6 +214,13 @@ METHODS: dict[str, Method | Baseline] = {
         Method("diagonal", "Gauss-Newton, its diagonal", "diagonal", Spectral()),
         Method(
             "empirical_ekfac", "empirical Fisher, corrected K-FAC", "empirical_ekfac", Spectral()
+        ),
+        Method(
+            "last_layer",
+            "Gauss-Newton of the last layer alone, Cholesky",
+            "ggn",
+            Cholesky(),
+            part=last_layer,
         ),
         Method("no_hessian", "gradient dot product: identity for H⁻¹"),
         Method(

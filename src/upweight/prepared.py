@@ -34,19 +34,22 @@ class Prepared:
     """
 
     def __init__(self, objective: Objective, data: Data, asked: object, damping: object) -> None:
-        self.objective, self.data, self.asked = objective, data, asked
+        self.whole, self.data, self.asked = objective, data, asked
         self.damping: Damping = check_damping(damping)
+        self.method: Method | Baseline = resolve_method(asked)
         self.guard = Guard(objective)
+
+    @cached_property
+    def objective(self) -> Objective:
+        """The objective as a function of the parameters that the method looks at."""
+        if isinstance(self.method, Baseline):
+            return self.whole
+        return self.method.looks_at(self.whole, self.data)
 
     @cached_property
     def risk(self) -> Risk:
         """The objective bound to the training data, checked."""
         return Risk(self.objective, self.data)
-
-    @cached_property
-    def method(self) -> Method | Baseline:
-        """The row of the method table."""
-        return resolve_method(self.asked)
 
     @cached_property
     def training(self) -> TrainingGradients:

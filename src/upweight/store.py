@@ -17,6 +17,7 @@ from upweight.tables import atomic_write
 
 __all__ = [
     "SCHEMA",
+    "claim",
     "open_array",
     "plain",
     "publish",
@@ -167,6 +168,25 @@ def publish(
         raise StoreError(f"Cannot write {place}: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def claim(target: str | os.PathLike[str], identity: str, *, kind: str) -> Path:
+    """A directory for files that are complete one by one, made or found with its identity.
+
+    Raises:
+        StoreError: it belongs to another run or is something else, or cannot be written.
+    """
+    place = Path(target).absolute()
+    _check_target(place, identity, replace=False)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"Cannot write {place}: {error.strerror}. Choose another directory."
+        ) from error
+    if not (place / MANIFEST).exists():
+        write_manifest(place, {"kind": kind, "identity": identity})
+    return place
 
 
 @contextmanager

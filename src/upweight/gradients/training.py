@@ -1,4 +1,4 @@
-"""Gradients of all training examples, a batch at a time, and kept where memory allows."""
+"""Gradients of all training examples, a batch at a time."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from upweight.bars import track
 from upweight.budget import budget, in_steps
 from upweight.data import Batch
 from upweight.gradients.capture import layout_of
+from upweight.gradients.keepers import Keeper, MemoryKeeper
 from upweight.gradients.linear import linear_form
 from upweight.gradients.provide import per_example
-from upweight.linalg import BlockGradients
 from upweight.linalg.values import Gradients
 from upweight.risk import Risk
 
@@ -61,13 +61,11 @@ class Seen:
 
 @final
 class TrainingGradients:
-    """Gradients of the training examples in order.
-
-    Those of networks are kept from the first pass on if all of them fit into a quarter of the
-    memory budget; then no further pass is made.
+    """Gradients of the training examples in order, made once if they can be kept.
 
     Args:
         risk: objective and training data.
+        keeper: where they stay; in memory by default, if they fit.
 
     Example:
         >>> from torch import nn
@@ -78,18 +76,12 @@ class TrainingGradients:
         torch.Size([3, 8])
     """
 
-    def __init__(self, risk: Risk) -> None:
+    def __init__(self, risk: Risk, keeper: Keeper | None = None) -> None:
         self.risk = risk
-        self._kept: dict[tuple[int, int], Seen] = {}
-        self._keeps: bool | None = None
+        self.keeper = MemoryKeeper(len(risk.data)) if keeper is None else keeper
 
     def each(
-        self,
-        work: Callable[[Seen], Result],
-        label: str,
-        *,
-        first: int = 0,
-        most: int | None = None,
+        self, work: Callable[[Seen], Result], label: str, *, first: int = 0
     ) -> Iterator[Result]:
         """Results of some work on every batch, which is asked again for less if memory runs out.
 
@@ -97,10 +89,8 @@ class TrainingGradients:
             work: changes nothing but what it returns.
             label: of the progress bar.
             first: place of the first example.
-            most: examples at a time, at most.
         """
         count, size = len(self.risk.data) - first, batch_rows(self.risk)
-        size = size if most is None else max(1, min(size, most))
 
         def step(start: int, stop: int) -> Result:
             return work(self._seen(first + start, first + stop))
@@ -108,19 +98,10 @@ class TrainingGradients:
         yield from track(in_steps(count, size, step), label, -(-count // size))
 
     def _seen(self, start: int, stop: int) -> Seen:
-        if (start, stop) in self._kept:
-            return self._kept[start, stop]
+        kept = self.keeper.get(start, stop)
+        if kept is not None:
+            return Seen(kept, self.risk.share(torch.arange(start, stop)), start, self.risk)
         batch, share = self.risk.rows(start, stop)
         seen = Seen(per_example(self.risk.objective, batch), share, start, self.risk)
-        if self._keeps is None:
-            self._keeps = self._fit(seen)
-        if self._keeps:
-            self._kept[start, stop] = seen
+        self.keeper.put(start, stop, seen.gradients)
         return seen
-
-    def _fit(self, seen: Seen) -> bool:
-        """Whether gradients like these of all examples fit into a quarter of the budget."""
-        if not isinstance(seen.gradients, BlockGradients):
-            return False
-        row = seen.gradients.bytes() / len(seen.share)
-        return row * len(self.risk.data) <= budget() // 4

@@ -1,0 +1,149 @@
+"""Gradients kept on disk, and methods that look at a part of the parameters."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import upweight as uw
+from upweight import errors
+from upweight.gradients import DirectoryKeeper, TrainingGradients, last_layer, per_example
+from upweight.linalg import DenseGradients
+from upweight.risk import Risk
+
+
+class Tokens(nn.Module):
+    """An embedding, a norm, a convolution and a head: indexed, ones-columned and plain factors."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(7, 4)
+        self.norm = nn.LayerNorm(4)
+        self.mix = nn.Conv1d(4, 3, 2, bias=False)
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, tokens):
+        mixed = self.mix(self.norm(self.embed(tokens)).mT).mean(2)
+        return self.head(torch.tanh(mixed))
+
+
+def influence(n=12, batch_size=5, **settings):
+    torch.manual_seed(0)
+    model = Tokens().double()
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(7, (n, 5), generator=generator)
+    labels = torch.randint(2, (n,), generator=generator)
+    data = uw.Data.of((tokens, labels), batch_size=batch_size)
+    settings = {"loss": "cross_entropy", "l2": 0.01, "method": "ekfac", **settings}
+    return uw.Influence(model, data, **settings), (tokens[:3], labels[:3])
+
+
+def kept(inf, place):
+    first, _ = inf.risk.rows(0, 2)
+    return DirectoryKeeper(place, "here", per_example(inf.objective, first))
+
+
+def test_gradients_come_back_from_disk_as_they_were(tmp_path):
+    inf, _ = influence()
+    made = TrainingGradients(inf.risk, kept(inf, tmp_path / "g"))
+    first = torch.cat(list(made.each(lambda seen: seen.gradients.dense(), "")))
+    wanted = per_example(inf.objective, inf.risk.rows(0, 12)[0]).dense()
+    torch.testing.assert_close(first, wanted, rtol=1e-12, atol=1e-14)
+    again = TrainingGradients(inf.risk, kept(inf, tmp_path / "g"))
+    second = torch.cat(list(again.each(lambda seen: seen.gradients.dense(), "")))
+    assert torch.equal(first, second)
+    names = sorted(path.name for path in (tmp_path / "g").iterdir())
+    assert names[-1] == "manifest.json"
+    assert len(names) == 4
+
+
+def test_a_second_pass_looks_at_no_example(tmp_path, monkeypatch):
+    inf, _ = influence()
+    list(TrainingGradients(inf.risk, kept(inf, tmp_path / "g")).each(lambda seen: 0, ""))
+    again = TrainingGradients(inf.risk, kept(inf, tmp_path / "g"))
+    monkeypatch.setattr(Risk, "rows", None)
+    assert list(again.each(lambda seen: seen.start, "")) == [0, 5, 10]
+
+
+def test_a_directory_of_other_gradients_is_refused(tmp_path):
+    inf, _ = influence()
+    like = per_example(inf.objective, inf.risk.rows(0, 2)[0])
+    DirectoryKeeper(tmp_path / "g", "here", like)
+    with pytest.raises(errors.StoreError, match="another run"):
+        DirectoryKeeper(tmp_path / "g", "there", like)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("mine")
+    with pytest.raises(errors.StoreError, match="not a run"):
+        DirectoryKeeper(tmp_path / "other", "here", like)
+    with pytest.raises(errors.InputError, match="Only factored gradients"):
+        DirectoryKeeper(tmp_path / "h", "here", DenseGradients(torch.eye(2)))
+
+
+def test_a_damaged_file_is_named_and_a_killed_write_leaves_none(tmp_path, monkeypatch):
+    inf, _ = influence()
+    keeper = kept(inf, tmp_path / "g")
+    list(TrainingGradients(inf.risk, keeper).each(lambda seen: 0, ""))
+    path = next((tmp_path / "g").glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(errors.StoreError, match="damaged"):
+        list(TrainingGradients(inf.risk, kept(inf, tmp_path / "g")).each(lambda seen: 0, ""))
+
+    def full(tensors, place):
+        place.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("upweight.gradients.keepers.save_file", full)
+    with pytest.raises(errors.StoreError, match="No space left"):
+        list(TrainingGradients(inf.risk, kept(inf, tmp_path / "h")).each(lambda seen: 0, ""))
+    assert [p.name for p in (tmp_path / "h").iterdir()] == ["manifest.json"]
+
+
+# The last layer.
+
+
+def test_the_last_layer_is_what_is_used_last_not_what_is_named_last():
+    class Backwards(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out = nn.Linear(4, 2)
+            self.hidden = nn.Linear(3, 4)
+
+        def forward(self, x):
+            return self.out(torch.tanh(self.hidden(x))) * 2
+
+    objective = uw.Objective(Backwards(), "cross_entropy")
+    batch = uw.Data.of((torch.ones(1, 3), torch.tensor([1]))).rows()
+    assert last_layer(objective, batch) == ("out.weight", "out.bias")
+
+
+def test_last_layer_scores_are_those_of_the_head_alone():
+    inf, queries = influence(method="last_layer")
+    scores = inf.explain(queries)
+    objective = uw.Objective(
+        inf.objective.model,
+        "cross_entropy",
+        l2=0.01,
+        parameters="head.*",
+        least_coverage=0.0,
+    )
+    alone = uw.Influence(objective, inf.data, method="ggn").explain(queries)
+    np.testing.assert_allclose(scores.values, alone.values, rtol=1e-10)
+    assert scores.provenance.coverage == alone.provenance.coverage < 0.2
+    assert inf.objective.space.size == 8
+    assert inf.self_influence().shape == (12,)
+
+
+def test_a_model_without_a_known_last_layer_is_refused():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3, 2))
+
+        def forward(self, x):
+            return torch.logsumexp(x[:, :, None] - torch.cos(self.weight), 1)
+
+    inf = uw.Influence(
+        Odd(), (torch.eye(3), torch.tensor([0, 1, 1])), loss="cross_entropy", method="last_layer"
+    )
+    with pytest.raises(errors.InputError, match="last layer was not found"):
+        inf.explain((torch.eye(3), torch.tensor([0, 1, 1])))

@@ -533,8 +533,11 @@ def test_a_real_trainer(tmp_path):
         pytest.skip("transformers.Trainer cannot be constructed without accelerate")
     from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
-    config = GPT2Config(V, S, 8, 1, 2, bos_token_id=0, eos_token_id=0)
+    sizes = {"vocab_size": V, "n_positions": S, "n_embd": 8, "n_layer": 1, "n_head": 2}
+    config = GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)
     model = GPT2LMHeadModel(config).eval()
+    # Without a known loss_type the Trainer counts tokens before the shift, and divides by too many.
+    model.loss_type = "ForCausalLM"
     ids = torch.randint(1, V, (N, S))
     labels = torch.where(torch.arange(S) < torch.randint(3, S + 1, (N, 1)), ids, -100)
     shifted = F.pad(labels, (0, 1), value=-100)[:, 1:]

@@ -648,6 +648,15 @@ def test_running_statistics_and_interrupts_are_put_back():
     assert {"0.running_mean", "0.running_var"} <= set(changes.names)
 
 
+def test_values_that_became_nan_are_put_back():
+    model = network()
+    kept = everything(model)
+    with untouched([model]) as changes:
+        model[0].weight.data.fill_(torch.nan)
+    assert same(everything(model), kept)
+    assert changes.names == ["0.weight"]
+
+
 # What cannot be compared.
 
 

@@ -20,6 +20,11 @@ class Changes:
         self.names: list[str] = []
 
 
+def _bits(tensor: Tensor) -> Tensor:
+    """Bytes: NaN is itself there, and −0 is not 0."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
 @final
 class _Kept:
     """A parameter or buffer with its value, its gradient and what it requires."""
@@ -34,7 +39,7 @@ class _Kept:
     def put_back(self) -> bool:
         """Restore; whether the value had changed."""
         tensor = self.tensor.detach()
-        changed = not bool(((tensor == self.value) | (tensor != tensor)).all())
+        changed = not torch.equal(_bits(tensor), _bits(self.value))
         if changed:
             tensor.copy_(self.value)
         if self.tensor.is_leaf:

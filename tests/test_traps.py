@@ -369,14 +369,6 @@ def test_labels_that_repeat_the_input_are_a_language_models():
         )
 
 
-def test_autocast_is_refused():
-    with (
-        torch.autocast("cpu", torch.bfloat16),
-        pytest.raises(errors.InputError, match="Autocast"),
-    ):
-        values(nn.Linear(3, 2))
-
-
 def test_no_grad_and_default_device_change_nothing():
     x, y = rows()
     inf = uw.Influence(nn.Linear(3, 2).double(), (x, y), loss="cross_entropy", l2=0.1)

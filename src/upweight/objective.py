@@ -1,7 +1,8 @@
 """What was minimised, R(θ) = Σ w_i ℓ(z_i, θ) / Σ w_i + ½ θᵀ Λ θ, and what is asked of a query."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any, Literal, final
 
@@ -19,7 +20,8 @@ from upweight.errors import (
     UpweightError,
 )
 from upweight.losses import CrossEntropy, CustomLoss, Loss, resolve
-from upweight.parameters import ParameterSpace, Select
+from upweight.parameters import ParameterSpace, Select, Selection
+from upweight.precision import Precision, uncompiled
 from upweight.sources import leaves
 
 __all__ = ["MEASURES", "Measure", "Objective", "Removal"]
@@ -50,27 +52,77 @@ def refuse_train_mode(model: nn.Module) -> None:
             )
 
 
+def refuse_renormalising(model: nn.Module) -> None:
+    """Raise ModelError for a layer that changes its own weights whenever it is used."""
+    for name, module in model.named_modules():
+        if getattr(module, "max_norm", None) is not None and isinstance(
+            module, (nn.Embedding, nn.EmbeddingBag)
+        ):
+            raise ModelError(
+                f"{name or 'The model'} ({type(module).__name__}) has max_norm="
+                f"{module.max_norm:g}: it changes its own weights in the forward pass, so that "
+                "asking would change the model. Renormalise the table once, then set "
+                "max_norm=None on the layer."
+            )
+
+
+@contextmanager
+def _unchanging(model: nn.Module) -> Iterator[None]:
+    """Raise ModelError if what runs inside writes to a parameter or a stored buffer."""
+    state = {k: v for k, v in model.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
+    before = {name: value._version for name, value in state.items() if not value.is_inference()}
+    yield
+    changed = [name for name, version in before.items() if state[name]._version != version]
+    if changed:
+        raise ModelError(
+            f"The model changes its own {', '.join(changed)} in the forward pass, so that asking "
+            "changes what is asked. Call model.eval(), or switch the change off (max_norm=None in "
+            "a lookup, momentum=0 of running averages)."
+        )
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module that ``torch.compile`` wrapped, with its own parameter names, or the module."""
+    # By name: importing torch's compiler to compare types takes seconds.
+    while type(model).__name__ == "OptimizedModule":
+        inner = getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            break
+        model = inner
+    return model
+
+
 @final
 class Objective:
     """What was minimised, and what is asked of a query.
 
     R(θ) = Σ_i w_i ℓ(z_i, θ) / Σ_i w_i + ½ Σ_b λ_b ‖θ_b‖² over parameter blocks b.
 
+    Made inside a ``torch.autocast`` block, it remembers autocast and runs the model under it ever
+    after; the loss, and all algebra, are computed in the parameters' dtype.
+
     Args:
-        model: any module, in the mode it is to be explained in.
+        model: any module, in the mode it is to be explained in. What ``torch.compile`` made of a
+            module or its parts runs as it was written: compiled code hides its operations.
         loss: a name, a torch criterion, or a callable (outputs, targets) -> ``[n]``.
         l2: λ, or a mapping of name patterns to λ (the first that matches counts, else 0). Weight
             decay belongs here: it is part of the curvature. Adam's or AdamW's is not in the loss.
         removal: what happens to L2 when an example goes. ``"mean"``: L2 sits inside each example's
             loss, so a refit minimises the mean over n−1 plus the same L2 (Koh & Liang, 2017).
             ``"sum"``: L2 keeps its size against the sum of losses (Koh et al., 2019).
-        parameters: which parameters to differentiate; None for all that require gradients.
+        parameters: which parameters to differentiate; None for all that require gradients. Less
+            than a tenth of these must be meant: ``Selection(names, least_coverage=0.01)``.
         measure: what is asked of a query: ``"loss"`` (without L2), ``"margin"``, ``"logit"``,
             ``"log_probability"``, or a callable (outputs, targets) -> ``[q]``.
 
+    Attributes:
+        autocast: the autocast under which the model runs, or None.
+
     Raises:
-        ModelError: random layers in train mode, or no parameter to differentiate.
+        ModelError: random layers in train mode, layers that change their own weights, no parameter
+            to differentiate, or too few of them.
         LossError: an unknown loss or measure.
+        InputError: autocast in float16.
 
     Example:
         >>> objective = Objective(nn.Linear(3, 2), "cross_entropy", l2=0.01)
@@ -93,14 +145,27 @@ class Objective:
         if removal not in ("mean", "sum"):
             raise InputError(f"removal is 'mean' or 'sum', got {removal!r}.")
         refuse_train_mode(model)
-        self.model = model
+        refuse_renormalising(model)
+        self.model = unwrapped(model)
         self.loss: Loss = resolve(loss)
         self.removal: Removal = removal
-        self.space = ParameterSpace(model, parameters)
+        self.space = ParameterSpace(self.model, Selection.of(parameters))
+        self.autocast = Precision.ambient(self.space.device)
         stated = l2 if isinstance(l2, Mapping) else {"*": l2}
         self.l2_patterns = self._l2_patterns(stated)
         self.l2 = self._l2_row(stated)
         self.measure = check_measure(measure)
+
+    @property
+    def precision(self) -> str | None:
+        """In words, how the model runs if not in the dtype of its parameters."""
+        return None if self.autocast is None else f"model run under {self.autocast}"
+
+    def in_full_precision(self) -> "Objective":
+        """The same objective of the same module, run without autocast."""
+        twin = copy.copy(self)
+        twin.autocast = None
+        return twin
 
     def on(self, model: nn.Module) -> "Objective":
         """The same objective of another module, which answers with all of its own parameters."""
@@ -109,8 +174,8 @@ class Objective:
         return twin
 
     def in_double(self) -> "Objective":
-        """The same objective on a float64 copy of the model."""
-        twin = self.on(copy.deepcopy(self.model).double())
+        """The same objective on a float64 copy of the model, which autocast leaves alone."""
+        twin = self.in_full_precision().on(copy.deepcopy(self.model).double())
         twin.space = ParameterSpace(twin.model, list(self.space.shapes))
         twin.l2 = self.l2.double()
         return twin
@@ -168,20 +233,21 @@ class Objective:
         }
         values = {**fixed, **params}
         if isinstance(arguments, dict):
-            outputs = functional_call(self.model, values, (), arguments)
-        else:
-            outputs = functional_call(self.model, values, arguments)
-        return self._answer(outputs)
+            return self._run(lambda: functional_call(self.model, values, (), arguments))
+        return self._run(lambda: functional_call(self.model, values, arguments))
 
     def call(self, batch: Batch) -> Any:
         """Outputs of the module itself, as the user would call it."""
         arguments = batch.inputs
         if isinstance(arguments, dict):
-            return self._answer(self.model(**arguments))
-        return self._answer(self.model(*arguments))
+            return self._run(lambda: self.model(**arguments))
+        return self._run(lambda: self.model(*arguments))
 
-    def _answer(self, outputs: Any) -> Any:
+    def _run(self, forward: Callable[[], Any]) -> Any:
         """What the loss is given: logits where it is a named one and the model returns more."""
+        known = self.autocast
+        with uncompiled():
+            outputs = forward() if known is None else known.run(forward, self.space.dtype)
         if isinstance(self.loss, CustomLoss) or isinstance(outputs, Tensor):
             return outputs
         return getattr(outputs, "logits", outputs)
@@ -208,7 +274,8 @@ class Objective:
         """The measure of a batch, with a clear word when the model cannot take it."""
         params = self.space.values()
         try:
-            outputs = self.outputs(params, batch)
+            with _unchanging(self.model):
+                outputs = self.outputs(params, batch)
             self.loss.check(outputs, batch.targets)
             _refuse_unshifted(self.loss, batch)
             return self.measured(measure)(params, batch)
@@ -256,7 +323,8 @@ class Objective:
                     "remove randomness in the model and the loss."
                 )
             parts = [function(params, batch.part(slice(i, i + 1))) for i in range(len(rows))]
-        tolerance = 1e-2 if whole.dtype in (torch.bfloat16, torch.float16) else 1e-4
+        low = self.autocast is not None or whole.dtype in (torch.bfloat16, torch.float16)
+        tolerance = 1e-2 if low else 1e-4
         size = tolerance * float(whole.abs().max())
         if not torch.allclose(whole, torch.cat(parts), rtol=tolerance, atol=size):
             raise LossError(

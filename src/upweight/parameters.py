@@ -1,21 +1,95 @@
 """Named parameter blocks of a module, seen as one long row."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from upweight.errors import ModelError
+from upweight.errors import InputError, ModelError
 
-__all__ = ["ParameterSpace", "Select"]
+__all__ = ["ParameterSpace", "Select", "Selection"]
 
-Select = Sequence[str] | Callable[[str, nn.Parameter], bool] | None
+Names = Sequence[str] | Callable[[str, nn.Parameter], bool] | None
+SHOWN = 4
+
+
+@final
+@dataclass(frozen=True)
+class Selection:
+    """Some parameters of a model, and the least part of it that they may be.
+
+    Parameters that do not require gradients do not count: who froze them said so.
+
+    Attributes:
+        names: names or patterns (``"*.weight"``), a predicate of (name, parameter), or None for
+            all that require gradients.
+        least_coverage: of the numbers that require gradients, the least part to choose.
+
+    Raises:
+        InputError: least_coverage is not between 0 and 1.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(50, 20), nn.Linear(20, 1))
+        >>> ParameterSpace(net, Selection(["1.*"], least_coverage=0.01)).size
+        21
+    """
+
+    names: Names
+    least_coverage: float = 0.1
+
+    def __post_init__(self) -> None:
+        least = self.least_coverage
+        if not (isinstance(least, (int, float)) and 0 <= least <= 1):
+            raise InputError(f"least_coverage is a part between 0 and 1, got {least!r}.")
+
+    @staticmethod
+    def of(select: "Select") -> "Selection":
+        """The selection itself, or one of names with the default threshold."""
+        return select if isinstance(select, Selection) else Selection(select)
+
+    def require(
+        self, chosen: Mapping[str, nn.Parameter], named: Mapping[str, nn.Parameter]
+    ) -> None:
+        """Raise InputError when the chosen are too small a part of the named."""
+        if self.names is None:
+            return
+        trained = {name: p.numel() for name, p in named.items() if p.requires_grad}
+        covered = sum(trained[name] for name in chosen) / sum(trained.values())
+        if covered >= self.least_coverage:
+            return
+        others = [name for name in trained if name not in chosen]
+        more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+        raise InputError(
+            f"`parameters` covers {covered:.2%} of what requires gradients, less than "
+            f"{self.least_coverage:.0%}: {', '.join(others[:SHOWN])}{more} would be left out of "
+            "every score. Choose more, call .requires_grad_(False) on what was not trained, or "
+            "say that it is meant: parameters=Selection(names, least_coverage="
+            f"{_below(covered)})."
+        )
+
+
+Select = Names | Selection
+
+
+def _below(covered: float) -> str:
+    """A short number that a coverage passes."""
+    digits = 2
+    while round(covered, digits) > covered or not round(covered, digits):
+        digits += 1
+        if digits > 12:
+            return "0"
+    return f"{round(covered, digits):.{digits}f}"
 
 
 def _selected(module: nn.Module, select: Select) -> dict[str, nn.Parameter]:
     named = dict(module.named_parameters())
+    if isinstance(select, Selection):
+        chosen = _selected(module, select.names)
+        select.require(chosen, named)
+        return chosen
     if select is None:
         chosen = {name: p for name, p in named.items() if p.requires_grad}
         if not chosen:
@@ -54,11 +128,12 @@ class ParameterSpace:
 
     Args:
         module: any module.
-        select: names or patterns (``"*.weight"``), a predicate of (name, parameter), or None for
-            all parameters that require gradients.
+        select: names or patterns (``"*.weight"``), a predicate of (name, parameter), None for all
+            parameters that require gradients, or a Selection of these with a least coverage.
 
     Raises:
         ModelError: nothing is selected, or a selected parameter is frozen.
+        InputError: less is selected than a Selection asks for.
 
     Example:
         >>> space = ParameterSpace(nn.Linear(3, 2))

@@ -118,7 +118,7 @@ class Observation:
         for call in self.calls:
             for use in call.uses:
                 if call.slope is not None and use.name not in columns:
-                    outer = use.factors(call.slope)
+                    outer = _widened(use.factors(call.slope), self.anchor.dtype)
                     joined = use.name in self.layout.joined
                     terms.setdefault(use.name, []).append(replace(outer, ones=joined))
         return terms
@@ -167,6 +167,12 @@ def observe(objective: Objective, batch: Batch) -> Observation:
     return Observation(objective, layout_of(objective, batch), batch)
 
 
+def _widened(outer: Outer, dtype: torch.dtype) -> Outer:
+    """Factors in the dtype of the parameters: under autocast activations are of a lower one."""
+    left = outer.left if outer.indexed else outer.left.to(dtype)
+    return replace(outer, left=left, right=outer.right.to(dtype))
+
+
 def _merged(terms: list[Outer]) -> list[Outer]:
     """Terms of one kind as one, side by side along the positions."""
     if len(terms) < 2:
@@ -188,7 +194,8 @@ def layout_of(objective: Objective, batch: Batch) -> Layout:
     """The layout of an objective, made and proved on rows of a first batch, then kept."""
     known = _LAYOUTS.get(objective)
     if known is None:
-        known = _LAYOUTS[objective] = _proved(objective, batch)
+        # Rules are right or wrong in any precision, and sharply so in the parameters' own.
+        known = _LAYOUTS[objective] = _proved(objective.in_full_precision(), batch)
     return known
 
 

@@ -53,7 +53,8 @@ def linear_form(objective: Objective, batch: Batch) -> LinearForm | None:
     """The closed form of a model whose chosen parameters are its last linear layer, or None.
 
     Recognised are ``nn.Linear`` and ``nn.Sequential`` ending in one, with a loss that has closed
-    derivatives, rows of features ``[n, d]`` and one target per row.
+    derivatives, rows of features ``[n, d]`` and one target per row. Under autocast there is none:
+    the numbers would be those of another precision than the model's.
 
     Example:
         >>> objective = Objective(nn.Linear(3, 2), "cross_entropy")
@@ -66,6 +67,8 @@ def linear_form(objective: Objective, batch: Batch) -> LinearForm | None:
     stacked = type(model) is nn.Sequential and len(model) > 0
     last = model[-1] if isinstance(model, nn.Sequential) and stacked else model
     if type(last) is not nn.Linear or not isinstance(objective.loss, OutputLoss):
+        return None
+    if objective.autocast is not None:
         return None
     if _hooked(model) or _hooked(last):
         return None

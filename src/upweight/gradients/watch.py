@@ -297,7 +297,7 @@ class Watch(TorchFunctionMode):
             return out
 
         def report(slope: Tensor) -> None:
-            slope = slope.reshape(shape)
+            slope = slope.reshape(shape).to(self.anchor.dtype)
             call.slope = slope.movedim(1, 0) if axis == 1 else slope
 
         # A view loses its hooks when it is changed in place; what it shows keeps them.

@@ -1,5 +1,7 @@
 """Gradients kept on disk, and methods that look at a part of the parameters."""
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -147,3 +149,18 @@ def test_a_model_without_a_known_last_layer_is_refused():
     )
     with pytest.raises(errors.InputError, match="last layer was not found"):
         inf.explain((torch.eye(3), torch.tensor([0, 1, 1])))
+
+
+def test_a_batch_leaves_nothing_behind():
+    inf, _ = influence()
+    batch, _ = inf.risk.rows(0, 5)
+    per_example(inf.objective, batch)
+
+    def live():
+        gc.collect()
+        return sum(isinstance(found, torch.Tensor) for found in gc.get_objects())
+
+    before = live()
+    for _ in range(3):
+        per_example(inf.objective, batch)
+    assert live() == before

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import upweight as uw
 from upweight import errors
@@ -352,3 +353,43 @@ def test_models_that_write_to_themselves_are_refused(step, name):
     inf = uw.Influence(Renormalised(step=step), (x, y), loss="cross_entropy", l2=0.1)
     with pytest.raises(errors.ModelError, match=f"changes its own {name} in the forward pass"):
         inf.explain((x, y))
+
+
+# Activation checkpoints
+
+
+class Checkpointed(nn.Module):
+    """A network whose first part is run again in the backward pass."""
+
+    def __init__(self, *, scaled: bool) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 3)
+        self.log = nn.Parameter(torch.zeros(1)) if scaled else None
+        self.on = True
+
+    def inner(self, x):
+        out = torch.tanh(self.first(x))
+        return out if self.log is None else out * self.log.exp()  # exp has no rule
+
+    def forward(self, x):
+        run_twice = checkpoint(self.inner, x, use_reentrant=False) if self.on else self.inner(x)
+        return self.last(run_twice)
+
+
+@pytest.mark.parametrize(
+    ("scaled", "method", "taken"),
+    [(False, "ekfac", True), (False, "ggn", False), (True, "ekfac", False), (True, "cg", False)],
+)
+def test_checkpoints_are_right_or_refused(scaled, method, taken):
+    torch.manual_seed(0)
+    model = Checkpointed(scaled=scaled).double()
+    data = torch.randn(10, 4).double(), torch.randint(3, (10,))
+    settings = {"loss": "cross_entropy", "l2": 0.1, "damping": 0.5, "method": method}
+    if not taken:
+        with pytest.raises(errors.ModelError, match="Switch checkpointing off"):
+            uw.Influence(model, data, **settings).explain(data)
+        return
+    found = uw.Influence(model, data, **settings).explain(data).values
+    model.on = False
+    wanted = uw.Influence(model, data, **settings).explain(data).values
+    np.testing.assert_allclose(found, wanted, rtol=1e-12)

@@ -81,6 +81,22 @@ def _unchanging(model: nn.Module) -> Iterator[None]:
         )
 
 
+@contextmanager
+def _refused_checkpoints() -> Iterator[None]:
+    """A clear word for activation checkpoints inside ``torch.func``, which cannot take them."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "saved tensor hooks" not in str(error):
+            raise
+        raise ModelError(
+            "The model checkpoints its activations (torch.utils.checkpoint), and torch cannot "
+            "differentiate that more than once, or for each example of an operation without a "
+            "rule. Switch checkpointing off while explaining, as model.eval() does in many "
+            "models, or use method='ekfac' with parameters in known layers."
+        ) from error
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The module that ``torch.compile`` wrapped, with its own parameter names, or the module."""
     # By name: importing torch's compiler to compare types takes seconds.
@@ -246,7 +262,7 @@ class Objective:
     def _run(self, forward: Callable[[], Any]) -> Any:
         """What the loss is given: logits where it is a named one and the model returns more."""
         known = self.autocast
-        with uncompiled():
+        with uncompiled(), _refused_checkpoints():
             outputs = forward() if known is None else known.run(forward, self.space.dtype)
         if isinstance(self.loss, CustomLoss) or isinstance(outputs, Tensor):
             return outputs

@@ -68,8 +68,20 @@ class Moments(ABC):
 def _basis(moment: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     if moment is None:
         return None
-    vectors: Tensor = torch.linalg.eigh(moment)[1]
-    return vectors.to(dtype)
+    return _eigenvectors(moment).to(dtype)
+
+
+def _eigenvectors(moment: Tensor) -> Tensor:
+    """In double where single precision fails, as it may on many equal eigenvalues."""
+    try:
+        vectors: Tensor = torch.linalg.eigh(moment)[1]
+    except torch.linalg.LinAlgError:
+        try:
+            vectors = torch.linalg.eigh(moment.double())[1]
+        except torch.linalg.LinAlgError:
+            # Singular vectors of a symmetric positive matrix are its eigenvectors.
+            vectors = torch.linalg.svd(moment.double())[0]
+    return vectors
 
 
 def _along(moment: Tensor | None, diagonal: Tensor, basis: Tensor | None) -> Tensor:

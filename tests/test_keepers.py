@@ -126,7 +126,6 @@ def test_last_layer_scores_are_those_of_the_head_alone():
         "cross_entropy",
         l2=0.01,
         parameters="head.*",
-        least_coverage=0.0,
     )
     alone = uw.Influence(objective, inf.data, method="ggn").explain(queries)
     np.testing.assert_allclose(scores.values, alone.values, rtol=1e-10)
@@ -163,4 +162,4 @@ def test_a_batch_leaves_nothing_behind():
     before = live()
     for _ in range(3):
         per_example(inf.objective, batch)
-    assert live() == before
+    assert live() <= before

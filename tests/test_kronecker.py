@@ -31,7 +31,7 @@ from upweight.data import Data
 from upweight.errors import LossError
 from upweight.gradients import Observation, layout_of
 from upweight.linalg import Spectral
-from upweight.linalg.gram import gram
+from upweight.linalg.gram import add_gram, gram, mirror
 from upweight.methods import Method
 from upweight.objective import Objective
 from upweight.risk import Risk
@@ -590,6 +590,20 @@ def test_second_moments_are_plain_products(width, count):
         found = gram(x, given)
         assert torch.equal(found, found.T)
         assert torch.allclose(found, wanted, rtol=1e-12, atol=1e-12 * count)
+
+
+@pytest.mark.parametrize("width", [3, 200])
+def test_second_moments_of_batches_add_up_to_those_of_all(width):
+    x, weights = torch.randn(2100, width), torch.rand(2100)
+    total = torch.zeros(width, width).double()
+    for some in torch.arange(2100).split(1000):
+        assert add_gram(total, x[some], weights[some]) is total
+    wide = x.double()
+    wanted = (wide * weights.double()[:, None]).T @ wide
+    assert torch.allclose(mirror(total), wanted, rtol=1e-12, atol=1e-10)
+    assert torch.equal(mirror(mirror(total)), mirror(total))
+    if width > 192:  # what is not asked for is not computed
+        assert not total[-1, 0]
 
 
 # Rounding may turn a drawn label into another: the transformer is fitted without draws.

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import upweight as uw
 from upweight.data import Batch
 from upweight.gradients.capture import layout_of, observe
+from upweight.gradients.rules.convolution import patches
 from upweight.objective import Objective
 
 TOLERANCE = 1e-9
@@ -779,3 +780,12 @@ def test_all_parameters_are_covered():
         model, uw.Data.of((batch.inputs[0],)), loss=wave, l2=0.1, method="ekfac"
     )
     assert explained.explain((batch.inputs[0][:2],)).provenance.coverage == 1.0
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), (2, 3), (1, 1)])
+@pytest.mark.parametrize(("stride", "padding", "dilation"), [(1, 1, 1), ((2, 1), (0, 2), (1, 2))])
+def test_patches_are_those_of_unfold(kernel, stride, padding, dilation):
+    x = torch.randn(2, 3, 8, 9)
+    each = [value if isinstance(value, tuple) else (value,) * 2 for value in (stride, dilation)]
+    found = patches(x, kernel, (each[0], padding, each[1]))
+    assert torch.equal(found, F.unfold(x, kernel, dilation, padding, stride))

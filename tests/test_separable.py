@@ -145,6 +145,25 @@ def test_without_tolerance_preconditioning_is_solving():
     close(solution.value.dot(gradients(5, seed=2)), wanted @ gradients(5, seed=2).dense().T)
 
 
+def test_products_do_not_depend_on_how_queries_are_stored():
+    queries, found = normal(3, SIZE), gradients(5, seed=2)
+    parts = [block.read(queries) for block in BLOCKS]
+    by_row = [part.contiguous() for part in parts]
+    by_column = [part.mT.contiguous().mT for part in parts]
+    for kept in (by_row, by_column):
+        rows = BlockRows(BLOCKS, kept, SIZE)
+        close(rows.dense(), queries)
+        close(rows.dot(found), queries @ found.dense().T)
+    close(found.dot(queries), queries @ found.dense().T)
+
+
+def test_preconditioned_matrices_keep_a_bias_apart():
+    made, found = inverse(), gradients()
+    for part in made.precondition(found).value.parts[:1]:
+        weight = part[..., :-1].mT.flatten(1)
+        assert weight.data_ptr() == part.data_ptr()  # a view: no batch copies the queries
+
+
 @pytest.mark.parametrize("blocks", [BLOCKS, [WIDE]], ids=["mixed", "one layer"])
 @pytest.mark.parametrize("tolerance", [0.3, 0.1, 0.03])
 def test_the_residual_is_the_error_of_the_scores(tolerance, blocks):

@@ -333,7 +333,7 @@ def _add_block_squares(
             formed = formed.transpose(0, 1)
         else:
             formed = part.turn(form(some, block.outputs))
-        total += torch.einsum("ngoi,n->goi", formed.square_(), share[piece])
+        total += (share[piece] @ formed.square_().flatten(1)).view_as(total)
 
 
 def _turning_first(block: Block, terms: tuple[Outer, ...]) -> bool:

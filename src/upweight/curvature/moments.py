@@ -9,7 +9,7 @@ from torch import Tensor
 
 from upweight.linalg import Block, Outer
 from upweight.linalg.blocks import form, pieces
-from upweight.linalg.gram import gram
+from upweight.linalg.gram import add_gram, mirror
 
 __all__ = ["Axes", "Expand", "Gradient", "Moments", "Reduce"]
 
@@ -44,7 +44,10 @@ class Moments(ABC):
         """Add a batch with shares ``[n]``."""
 
     def bases(self) -> tuple[Tensor | None, Tensor | None]:
-        """Eigenvectors of both sides."""
+        """Eigenvectors of both sides, when all batches were added."""
+        # While batches are added, only the upper triangles are.
+        self.left = None if self.left is None else mirror(self.left)
+        self.right = None if self.right is None else mirror(self.right)
         return _basis(self.left, self.dtype), _basis(self.right, self.dtype)
 
     def product(self, left: Tensor | None, right: Tensor | None) -> Tensor:
@@ -62,7 +65,7 @@ class Moments(ABC):
             diagonal += torch.einsum("gmd,m->gd", rows.square(), weights)
             return
         for total, part in zip(moment, rows, strict=True):
-            total += gram(part, weights)
+            add_gram(total, part, weights)
 
 
 def _basis(moment: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -6,7 +6,7 @@ and calls that used the weight; it is formed only where that is the cheaper way 
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -64,17 +64,22 @@ class Block:
         last = self.bias + torch.arange(self.groups * self.outputs, device="cpu")
         return torch.cat([places, last.view(self.groups, self.outputs, 1)], dim=2)
 
-    def read(self, rows: Tensor) -> Tensor:
-        """The block of rows ``[m, p]`` as ``[m, g, o, i]``: a view where there is no bias."""
-        (g, o, i), m = self.shape, len(rows)
+    def views(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The block of rows ``[m, p]``: its weight ``[m, g, o, i]``, its bias ``[m, g, o]``."""
+        g, o, i = self.shape
         width = i - (self.bias is not None)
         part = rows[:, self.weight : self.weight + g * o * width]
-        matrix = (
-            part.reshape(m, g, width, o).mT if self.transposed else part.reshape(m, g, o, width)
-        )
+        stored = (width, o) if self.transposed else (o, width)
+        weight = part.unflatten(1, (g, *stored))
+        weight = weight.mT if self.transposed else weight
         if self.bias is None:
-            return matrix
-        return torch.cat([matrix, rows[:, self.bias : self.bias + g * o].view(m, g, o, 1)], dim=3)
+            return weight, None
+        return weight, rows[:, self.bias : self.bias + g * o].unflatten(1, (g, o))
+
+    def read(self, rows: Tensor) -> Tensor:
+        """The block of rows ``[m, p]`` as ``[m, g, o, i]``: a view where there is no bias."""
+        weight, bias = self.views(rows)
+        return weight if bias is None else torch.cat([weight, bias[..., None]], dim=3)
 
     def write(self, rows: Tensor, matrix: Tensor) -> None:
         """Put matrices ``[m, g, o, i]`` where they stand in rows ``[m, p]``."""
@@ -283,12 +288,16 @@ class BlockGradients(Gradients):
             terms = self.terms[place]
             if not terms:
                 continue
-            part = rows.parts[place] if isinstance(rows, BlockRows) else block.read(rows)
+            part = rows.parts[place] if isinstance(rows, BlockRows) else block.views(rows)
             if isinstance(part, Pair):
                 for term in terms:
                     total += _pair_dot(part, term)
+            elif isinstance(part, Tensor):
+                split = block.bias is not None
+                weight, bias = (part[..., :-1], part[..., -1]) if split else (part, None)
+                _matrix_dot(weight, bias, terms, total)
             else:
-                _matrix_dot(part, terms, total)
+                _matrix_dot(*part, terms, total)
         return total.T
 
     def combine(self, weights: Tensor) -> Tensor:
@@ -337,24 +346,26 @@ def _pair_dot(pair: Pair, term: Outer) -> Tensor:
     return total
 
 
-def _matrix_dot(part: Tensor, terms: Sequence[Outer], total: Tensor) -> None:
-    """Add ⟨S_q, G_n⟩ of matrices S ``[q, g, o, i]`` to ``[n, q]``."""
-    if len(terms) == 1 and terms[0].ones:
-        # The column of ones apart: a matrix with it would have to be copied together.
-        term = terms[0]
-        last = part[..., -1].transpose(0, 1)
-        total += (term.left.sum(2) @ last.mT).sum(0)
-        part, terms = part[..., :-1], [Outer(term.left, term.right)]
-    q, g, o, i = part.shape
+def _matrix_dot(weight: Tensor, bias: Tensor | None, terms: Sequence[Outer], total: Tensor) -> None:
+    """Add ⟨S_q, G_n⟩ of matrices S = ``[q, g, o, i]``, and a last column apart, to ``[n, q]``."""
+    if bias is not None:
+        for term in terms:
+            total += (term.left.sum(2) @ bias.permute(1, 2, 0)).sum(0)
+        terms = [replace(term, ones=False) for term in terms]
+    q, _, o, i = weight.shape
     n, item = len(total), total.element_size()
-    flat = part.flatten(1)
     if len(terms) == 1 and terms[0].indexed and terms[0].positions < o:
         term = terms[0]
         for piece in pieces(n, q * term.positions * i * item):
             some = term.part(piece)
-            gathered = part[:, 0, some.left]
+            gathered = weight[:, 0, some.left]
             total[piece] += torch.einsum("qnsi,nsi->nq", gathered, some.right[0])
         return
-    for piece in pieces(n, g * o * i * item):
+    if weight.stride(2) < weight.stride(3) and not any(term.indexed for term in terms):
+        # Met as it lies: a copy of all queries for every batch costs more than the product.
+        weight, o = weight.mT, i
+        terms = [Outer(term.right, term.left) for term in terms]
+    flat = weight.flatten(1).T
+    for piece in pieces(n, weight[0].numel() * item):
         formed = form([term.part(piece) for term in terms], o)
-        total[piece].addmm_(formed.flatten(1), flat.mT)
+        total[piece].addmm_(formed.flatten(1), flat)

@@ -48,13 +48,14 @@ class Eigenblock:
 
     def turn(self, matrices: Tensor) -> Tensor:
         """Q_Lᵀ M Q_R of matrices ``[m, g, o, i]``."""
-        turned = matrices if self.right is None else matrices @ self.right
+        turned = matrices if self.right is None else matrices @ _shared(self.right)
         return turned if self.left is None else self.left.mT @ turned
 
     def back(self, matrices: Tensor) -> Tensor:
-        """Q_L M Q_Rᵀ of matrices ``[m, g, o, i]``."""
-        turned = matrices if self.right is None else matrices @ self.right.mT
-        return turned if self.left is None else self.left @ turned
+        """Q_L M Q_Rᵀ of matrices ``[m, g, o, i]``, stored by columns."""
+        # So that a bias, the last column, can be cut off without a copy of the others.
+        turned = matrices if self.left is None else self.left @ matrices
+        return turned if self.right is None else (self.right @ turned.mT).mT
 
     def turned_factors(self, term: Outer) -> tuple[Tensor, Tensor]:
         """Factors in the basis, ``[g, n, s, o]`` and ``[g, n, s, i]``."""
@@ -96,6 +97,10 @@ class KroneckerEigen(Operator):
     ) -> None:
         self.blocks, self.size, self.notes = tuple(blocks), size, notes
         self.dtype, self.device = self.blocks[0].values.dtype, self.blocks[0].values.device
+
+    def trace(self) -> float:
+        """The sum of all Λ."""
+        return sum(float(part.values.sum()) for part in self.blocks)
 
     def apply(self, rows: Tensor) -> Tensor:
         """Turn, scale, turn back."""
@@ -253,6 +258,11 @@ class KroneckerInverse(Inverse):
 
     def _with(self, gradients: BlockGradients) -> Any:
         return zip(self._pairs(), gradients.terms, strict=True)
+
+
+def _shared(basis: Tensor) -> Tensor:
+    """One group's basis as a plain matrix: products with it are one product over all rows."""
+    return basis[0] if len(basis) == 1 else basis
 
 
 def _squares(part: Eigenblock, terms: Sequence[Outer]) -> Squares | None:

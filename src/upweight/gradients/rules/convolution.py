@@ -34,10 +34,8 @@ def _padding(kernel: Sequence[int], padding: Sizes | str, dilation: Sequence[int
 def patches(x: Tensor, kernel: Sequence[int], settings: tuple[Any, ...]) -> Tensor:
     """Inputs under every position of the kernel, ``[n, c·k, s]``, from ``[n, c, *space]``."""
     stride, padding, dilation = settings
-    wide = _padding(kernel, padding, dilation)
-    if len(kernel) == 2 and wide[0] == wide[1] and wide[2] == wide[3]:
-        return F.unfold(x, tuple(kernel), dilation, (wide[2], wide[0]), stride)
-    x = F.pad(x, wide)
+    # Views and one copy, in two dimensions too: several times as fast as F.unfold on a CPU.
+    x = F.pad(x, _padding(kernel, padding, dilation))
     for axis, (k, s, d) in enumerate(zip(kernel, stride, dilation, strict=True)):
         x = x.unfold(2 + axis, d * (k - 1) + 1, s)[..., ::d]
     space = len(kernel)

@@ -41,8 +41,8 @@ reproduce: .venv/dev  ## The paper but for its long experiments (half an hour; n
 reproduce-all: .venv/dev  ## The long ones too: network retraining and attacks (hours; a killed run goes on)
 	$(BIN)/python -m reproduce all --jobs 2
 
-bench: .venv/dev  ## Cost and error against exact scores, with the peers of `make peers`
-	$(BIN)/python -m benchmarks.harness softmax
+bench: .venv/dev  ## Cost and error of all tasks, with the peers of `make peers` (hours; BENCH=--resume goes on)
+	$(BIN)/python -m benchmarks.harness $(BENCH)
 
 peers: .venv/dev  ## Install peers for `make bench` into environments of their own
 	bash benchmarks/setup_peers.sh

@@ -1,9 +1,12 @@
-"""Run the contenders of a task, each in a process of its own, and keep what they cost.
+"""Run the contenders of tasks, each in a process of its own, and keep what they cost.
 
-    python -m benchmarks.harness TASK [--only NAME ...] [--threads 1] [--memory-gib 12]
+    python -m benchmarks.harness [TASK ...] [--resume] [--only NAME ...] [--threads 1]
 
-Results of contenders that are not run again stay in the file; their scores, where they are still in
-scratch, are compared anew with the truth. ``--only`` without a name does nothing but that.
+All tasks by default. Every result is stored as soon as it is there, so that a run may be stopped;
+``--resume`` then leaves out what the same commit has measured. Results of contenders that are not
+run again stay in the file; their scores, where they are still in scratch, are compared anew with
+the truth. ``--only`` without a name does nothing but that. Contenders without their environment are
+named and left as they are.
 """
 
 import argparse
@@ -26,6 +29,7 @@ from benchmarks.datasets import scratch
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
+DOCS = ROOT / "docs" / "benchmarks.md"
 
 
 def interpreter(contender: Contender) -> str:
@@ -144,12 +148,22 @@ def machine() -> dict[str, Any]:
 def update(task: ModuleType, name: str, wanted: list[Contender], limits: tuple[int, float]) -> None:
     """Run the wanted contenders and store each as soon as it is done; judge the others again."""
     path = RESULTS / f"{name}.json"
-    known = report.read(path).get("contenders", {})
+    stored = report.read(path)
+    known = stored.get("contenders", {})
+    now = task.convergence(scratch(name)) if hasattr(task, "convergence") else None
     for row, record in known.items():
         if "failed" not in record and (scratch(name) / f"{row}.npy").exists():
             record |= judged(name, row)  # the reference may have converged further since
+        elif now != stored.get("reference"):  # judged by another, and the scores are gone
+            for key in report.JUDGEMENTS:
+                record.pop(key, None)
     for contender in wanted:
         print(f"{contender.name}: ", end="", flush=True)
+        try:
+            interpreter(contender)
+        except FileNotFoundError as error:
+            print(f"left out, {error}", flush=True)
+            continue
         record = run_contender(name, contender, *limits)
         print(record.get("failed") or f"{record['cpu_s']} CPU s", flush=True)
         known[contender.name] = record
@@ -166,20 +180,40 @@ def _store(task: ModuleType, name: str, known: dict[str, Any]) -> None:
     report.write(RESULTS / f"{name}.json", {**about, "contenders": kept})
 
 
+def done(record: dict[str, Any]) -> bool:
+    """Whether a stored result is of the present commit, without changes, and no failure."""
+    commit = _commit()
+    return (
+        commit != "unknown"
+        and not commit.endswith("-dirty")
+        and ("failed" not in record and record["commit"] == commit)
+    )
+
+
 def main() -> None:
-    """Prepare the task, run, and print the table."""
-    parser = argparse.ArgumentParser(description="Run the contenders of a benchmark task.")
-    parser.add_argument("task", choices=CONTENDERS)
+    """Prepare every task, run, and print the table."""
+    parser = argparse.ArgumentParser(description="Run the contenders of benchmark tasks.")
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(CONTENDERS)}")
     parser.add_argument("--only", nargs="*", metavar="NAME", help="these contenders (or none)")
+    parser.add_argument("--resume", action="store_true", help="not what this commit has measured")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--memory-gib", type=float, default=12.0, help="limit of each process")
     given = parser.parse_args()
-    task = importlib.import_module(f"benchmarks.{given.task}")
-    asked = [row.name for row in CONTENDERS[given.task]] if given.only is None else given.only
-    wanted = [find(given.task, name) for name in asked]
-    task.prepare(scratch(given.task))
-    update(task, given.task, wanted, (given.threads, given.memory_gib))
-    print((RESULTS / f"{given.task}.md").read_text())
+    unknown = set(given.tasks) - set(CONTENDERS)
+    if unknown:
+        parser.error(f"no task {', '.join(sorted(unknown))}; known: {', '.join(CONTENDERS)}")
+    for name in given.tasks or CONTENDERS:
+        asked = [row.name for row in CONTENDERS[name]] if given.only is None else given.only
+        if given.resume:
+            known = report.read(RESULTS / f"{name}.json").get("contenders", {})
+            asked = [row for row in asked if row not in known or not done(known[row])]
+        wanted = [find(name, row) for row in asked]
+        task = importlib.import_module(f"benchmarks.{name}")
+        print(f"== {name}", flush=True)
+        task.prepare(scratch(name))
+        update(task, name, wanted, (given.threads, given.memory_gib))
+        print((RESULTS / f"{name}.md").read_text())
+    DOCS.write_text(report.docs(RESULTS, tuple(CONTENDERS)))
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ class Problem:
         weights: the trained state.
         build: makes the untrained network.
         l2: λ of ½λ‖θ‖², over all parameters.
+        damping: what the score adds to the Gauss-Newton matrix, L2 included.
         dtype: of the model and of inputs that are not integers.
     """
 
@@ -45,6 +46,7 @@ class Problem:
     weights: Mapping[str, Tensor]
     build: Callable[[], nn.Module]
     l2: float
+    damping: float
     dtype: torch.dtype = torch.float32
 
     def model(self, dtype: torch.dtype | None = None) -> nn.Module:
@@ -95,6 +97,7 @@ class Recipe:
         batch: examples per step.
         queries: how many have an exact reference.
         exact: how the reference is computed.
+        damping: what the score adds to the Gauss-Newton matrix, L2 included; the L2 by default.
     """
 
     data: Callable[[], Arrays]
@@ -105,6 +108,7 @@ class Recipe:
     batch: int
     queries: int
     exact: reference.Plan
+    damping: float | None = None
 
     def prepare(self, scratch: Path) -> None:
         """Write data, weights and reference scores to scratch, each once."""
@@ -115,9 +119,15 @@ class Recipe:
         if not (scratch / "weights.pt").exists():
             print("training")
             torch.save(self.train(scratch), scratch / "weights.pt")
-        if not (scratch / "truth.npy").exists():
+        if not self._judged(scratch):
             print(f"reference scores, at most {self.exact.minutes:.0f} minutes")
             self.refine(scratch)
+
+    def _judged(self, scratch: Path) -> bool:
+        """Whether there is a reference, and of this damping."""
+        if not all((scratch / f"truth.{ending}").exists() for ending in ("npy", "json")):
+            return False
+        return self.convergence(scratch).get("damping") == self._untrained(scratch).damping
 
     def refine(self, scratch: Path, minutes: float | None = None) -> None:
         """Go on with the reference from where it was left."""
@@ -165,4 +175,5 @@ class Recipe:
 
     def _untrained(self, scratch: Path) -> Problem:
         arrays = [torch.from_numpy(np.load(scratch / f"{name}.npy")) for name in NAMES]
-        return Problem(*arrays, weights={}, build=self.build, l2=self.l2)
+        damping = self.l2 if self.damping is None else self.damping
+        return Problem(*arrays, weights={}, build=self.build, l2=self.l2, damping=damping)

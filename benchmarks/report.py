@@ -3,7 +3,7 @@
 import json
 import re
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,19 @@ import numpy as np
 
 from benchmarks.contenders import FLOOR
 
-__all__ = ["agreement", "errors", "read", "summarise", "table", "without_paths", "write"]
+__all__ = [
+    "JUDGEMENTS",
+    "agreement",
+    "docs",
+    "errors",
+    "read",
+    "summarise",
+    "table",
+    "without_paths",
+    "write",
+]
 
+JUDGEMENTS = ("pearson", "spearman", "relative_error", "worst_query_error")
 HEADER = (
     "| contender | CPU s | x floor | wall s | peak MiB | error | worst query | settings |",
     "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
@@ -119,6 +130,28 @@ def write(path: Path, results: Mapping[str, Any]) -> None:
     path.with_suffix(".md").write_text(table(results))
 
 
+DOCS = """# Benchmarks
+
+What upweight costs and how exact it is, beside other libraries, on the same weights and the same
+data. What is measured, and with which settings, is in `benchmarks/README.md`; `make peers` and
+`make bench` measure it again.
+
+On networks no method here is exact but for the reference: pearson and spearman say how alike the
+order and the pattern of scores are, error how far their values are. A row with a high correlation
+and an error near or above 1 ranks examples and does not predict changes.
+"""
+
+
+def docs(folder: Path, tasks: Sequence[str]) -> str:
+    """The page of all tasks with results in ``folder``, one level lower than each task's own."""
+    parts = [DOCS]
+    for task in tasks:
+        results = read(folder / f"{task}.json")
+        if results:
+            parts.append("#" + table(results))
+    return "\n".join(parts)
+
+
 def table(results: Mapping[str, Any]) -> str:
     """A Markdown page: what the task is, one row per contender, and on what it was measured."""
     contenders, reference = results["contenders"], results.get("reference")
@@ -141,8 +174,8 @@ def table(results: Mapping[str, Any]) -> str:
 
 def _reference(found: Mapping[str, Any]) -> str:
     return (
-        f"reference: the first {found['queries']} queries, block conjugate gradients in "
-        f"{found['dtype']}, {found['products']} products, relative residual {found['residual']:.1e}"
+        f"reference: the first {found['queries']} queries, solved in {found['dtype']} with "
+        f"{found['products']} products, relative residual {found['residual']:.1e}"
     )
 
 

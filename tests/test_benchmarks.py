@@ -46,6 +46,7 @@ def task(monkeypatch, tmp_path):
         Contender("good", "tiny", {"factor": 1.5}, "half too much"),
         Contender("few", "tiny", {"factor": 1.0}, queries=2),
         Contender("absent", "tiny", environment="nowhere"),
+        Contender("broken", "tiny"),
     )
     monkeypatch.setitem(sys.modules, "benchmarks.tiny", made)
     monkeypatch.setitem(sys.modules, "benchmarks.contenders.tiny", SimpleNamespace(run=run))
@@ -60,26 +61,24 @@ def task(monkeypatch, tmp_path):
 def _in_this_process(task, contender, threads, gib):
     from benchmarks import measure
 
-    if contender.environment:
-        try:
-            harness.interpreter(contender)
-        except FileNotFoundError as error:
-            return {"failed": str(error)}
+    if contender.name == "broken":
+        return {"failed": "ValueError: no"}
     cost, scores = measure.measure(contender, Tiny())
     if scores is not None:
         np.save(harness.scratch(task) / f"{contender.name}.npy", scores)
     return cost | {"cpu_s": 0.5 * (contender.queries or 3), "versions": {"python": "3"}}
 
 
-def test_results_and_table_are_well_formed(task):
+def test_results_and_table_are_well_formed(task, capsys):
     harness.update(task, "tiny", list(contenders.CONTENDERS["tiny"]), (1, 4.0))
     stored = json.loads((harness.RESULTS / "tiny.json").read_text())["contenders"]
-    assert list(stored) == ["floor", "good", "few", "absent"]
+    assert list(stored) == ["floor", "good", "few", "broken"]
     assert len(stored["floor"]["runs"]) == 3
     assert "relative_error" not in stored["floor"]
     assert stored["good"]["relative_error"] == stored["good"]["worst_query_error"] == 0.5
     assert stored["few"]["cpu_s"] == 1.5  # 1.0 for two queries, scaled to three
-    assert "setup_peers" in stored["absent"]["failed"]
+    assert "setup_peers.sh nowhere" in capsys.readouterr().out
+    assert stored["broken"]["failed"] == "ValueError: no"
     assert {"cpu", "cores"} <= stored["good"]["machine"].keys()
 
     page = (harness.RESULTS / "tiny.md").read_text()
@@ -169,6 +168,58 @@ def test_table_of_a_network_task(task):
     assert stored["few"]["relative_error"] == pytest.approx(2 / 3, rel=1e-2)
 
 
+def test_resume_leaves_out_what_the_commit_has_measured(task, monkeypatch, tmp_path):
+    ran = []
+    once = harness.run_once
+    monkeypatch.setattr(
+        harness, "run_once", lambda *given: (ran.append(given[1].name), once(*given))[1]
+    )
+    monkeypatch.setattr(harness, "_commit", lambda: "abc")
+    monkeypatch.setattr(harness, "DOCS", tmp_path / "page.md")
+    for words in (["--only", "good", "broken"], ["--resume", "--only", "few", "good", "broken"]):
+        monkeypatch.setattr(sys, "argv", ["harness", "tiny", *words])
+        harness.main()
+    assert ran == ["good", "broken", "few", "broken"]  # what failed is tried again
+    monkeypatch.setattr(harness, "_commit", lambda: "abc-dirty")
+    harness.main()
+    assert ran[4:] == ["few", "good", "broken"]
+    assert "# tiny" in (tmp_path / "page.md").read_text()
+
+
+def test_docs_have_the_tables_of_the_results():
+    page = report.docs(harness.RESULTS, tuple(contenders.CONTENDERS))
+    assert harness.DOCS.read_text() == page
+    for path in harness.RESULTS.glob("*.json"):
+        made = report.table(report.read(path))
+        assert path.with_suffix(".md").read_text() == made
+        assert made in page
+
+
+def test_a_contender_may_restart_the_clock(task, monkeypatch):
+    from benchmarks import measure
+
+    def slow(problem, *, clock):
+        sum(range(3_000_000))
+        before = clock.read()["cpu_s"]
+        clock.restart()
+        return np.array([[before]])
+
+    monkeypatch.setattr(sys.modules["benchmarks.contenders.tiny"], "run", slow)
+    cost, scores = measure.measure(Contender("slow", "tiny"), Tiny())
+    assert 0 <= cost["cpu_s"] < scores[0, 0]
+
+
+def test_what_another_reference_judged_is_dropped(task):
+    task.convergence = lambda _: {"queries": 3, "residual": 1e-3, "products": 7, "dtype": "float64"}
+    harness.update(task, "tiny", list(contenders.CONTENDERS["tiny"]), (1, 4.0))
+    task.convergence = lambda _: {"queries": 3, "residual": 1e-4, "products": 9, "dtype": "float64"}
+    (harness.scratch("tiny") / "few.npy").unlink()
+    harness.update(task, "tiny", [], (1, 4.0))
+    stored = json.loads((harness.RESULTS / "tiny.json").read_text())["contenders"]
+    assert stored["good"]["relative_error"] == 0.5
+    assert not set(report.JUDGEMENTS) & stored["few"].keys()
+
+
 def small_transformer(monkeypatch):
     for name, value in {"LETTERS": 7, "CONTEXT": 6, "WIDTH": 8, "HEADS": 2}.items():
         monkeypatch.setattr(transformer, name, value)
@@ -199,7 +250,7 @@ def recipe(arrays, build):
 
 
 def dense_scores(problem):
-    """(1/n) g_q . (G + l2)^-1 g_i with G from the whole Jacobian."""
+    """(1/n) g_q . (G + damping)^-1 g_i with G from the whole Jacobian."""
     flat = reference.Flat(problem, torch.float64)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         outputs = flat(flat.theta, problem.inputs)
@@ -208,7 +259,7 @@ def dense_scores(problem):
     rows = rows.reshape(*p.shape, -1)
     bend = torch.diag_embed(p) - p[:, :, None] * p[:, None]
     matrix = torch.einsum("nap,nab,nbq->pq", rows, bend, rows) / len(p)
-    matrix.diagonal().add_(problem.l2)
+    matrix.diagonal().add_(problem.damping)
     pairs = ((problem.query_inputs, problem.query_labels), (problem.inputs, problem.labels))
     asked, given = (reference.gradients(problem, flat, *pair) for pair in pairs)
     return asked @ torch.linalg.solve(matrix, given.T) / len(problem.inputs)
@@ -236,6 +287,18 @@ def test_reference_goes_on_where_it_was_left(tmp_path):
     assert task.convergence(tmp_path)["products"] == 0
     task.refine(tmp_path, minutes=1.0)
     assert task.convergence(tmp_path)["residual"] < 1e-8
+
+
+def test_reference_of_another_damping_is_made_again(tmp_path):
+    made = small_perceptron()
+    task = recipe(made[:4], made[4])
+    task.prepare(tmp_path)
+    stronger = replace(task, damping=0.5)
+    stronger.prepare(tmp_path)
+    assert stronger.convergence(tmp_path)["damping"] == 0.5
+    problem = stronger.load(tmp_path).to(torch.float64)
+    wanted = dense_scores(problem.first(2)).numpy()
+    assert np.allclose(stronger.truth(tmp_path), wanted, rtol=1e-6, atol=1e-9 * abs(wanted).max())
 
 
 def test_every_network_task_has_the_protocol():

@@ -5,7 +5,7 @@ in the task's sign and scale (or None where there is nothing to compare).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, final
 
 __all__ = ["CONTENDERS", "FLOOR", "Contender", "find"]
@@ -65,8 +65,21 @@ def _network_floor(batch: int) -> Contender:
     return Contender(FLOOR, "network_floor", {"batch": batch}, note, repeats=3)
 
 
-def _ekfac(name: str, note: str, **settings: Any) -> Contender:
-    return replace(_own(name, note, method="ekfac", damping=0.0, **settings), repeats=1)
+def _ekfac() -> tuple[Contender, ...]:
+    """Its rows: with the fit, and another call with the fit at hand."""
+    packages = ("upweight", "torch", "numpy")
+    said = "EK-FAC, damped by the score's λ"
+    return (
+        Contender("upweight ekfac", "upweight_ekfac", {}, said, packages=packages, repeats=3),
+        Contender(
+            "upweight ekfac fitted",
+            "upweight_ekfac",
+            {"calls": 2},
+            f"{said}; the second of two calls, factors already fitted",
+            packages=packages,
+            repeats=3,
+        ),
+    )
 
 
 def _kronfluence(batch: int, covers: str = "") -> tuple[Contender, ...]:
@@ -74,7 +87,7 @@ def _kronfluence(batch: int, covers: str = "") -> tuple[Contender, ...]:
     dampings = {
         "kronfluence": (1e-8, "EK-FAC, its default damping"),
         "kronfluence heuristic": (None, "EK-FAC, its heuristic damping"),
-        "kronfluence l2": ("l2", "EK-FAC, damped by the task's L2"),
+        "kronfluence damped": ("score", "EK-FAC, damped by the score's λ"),
     }
     packages = ("kronfluence", "torch", "numpy")
     return tuple(
@@ -114,10 +127,10 @@ def _trak(note: str = "") -> Contender:
     return _peer("trak", "trak", "traker", said, batch=500, dimension=512)
 
 
-_TYPE_2 = "EK-FAC, exact output curvature, damped by the L2; torch.func gradients"
-_PYDVL = "EK-FAC, eigenvalues corrected, damped by the L2"
-_DATTRI = "EK-FAC of the empirical Fisher matrix, damped by the L2"
-_SAMPLED = "EK-FAC, one sampled label, damped by the L2; torch.func gradients"
+_TYPE_2 = "EK-FAC, exact output curvature, damped by the score's λ; torch.func gradients"
+_PYDVL = "EK-FAC, eigenvalues corrected, damped by the score's λ"
+_DATTRI = "EK-FAC of the empirical Fisher matrix, damped by the score's λ"
+_SAMPLED = "EK-FAC, one sampled label, damped by the score's λ; torch.func gradients"
 
 CONTENDERS: dict[str, tuple[Contender, ...]] = {
     "softmax": (
@@ -132,7 +145,7 @@ CONTENDERS: dict[str, tuple[Contender, ...]] = {
     ),
     "mlp": (
         _network_floor(256),
-        _ekfac("upweight ekfac", "EK-FAC, no damping beside the L2"),
+        *_ekfac(),
         *_kronfluence(500),
         _curvlinops_ekfac("curvlinops ekfac", _TYPE_2, fisher="type-2"),
         _curvlinops_ekfac("curvlinops ekfac mc", _SAMPLED, fisher="mc"),
@@ -144,7 +157,7 @@ CONTENDERS: dict[str, tuple[Contender, ...]] = {
     ),
     "cnn": (
         _network_floor(100),
-        _ekfac("upweight ekfac", "EK-FAC, no damping beside the L2"),
+        *_ekfac(),
         *_kronfluence(250),
         _curvlinops_ekfac("curvlinops ekfac", _TYPE_2, fisher="type-2", batch=100),
         _curvlinops_ekfac("curvlinops ekfac mc", _SAMPLED, fisher="mc", batch=100),
@@ -154,14 +167,14 @@ CONTENDERS: dict[str, tuple[Contender, ...]] = {
     ),
     "transformer": (
         _network_floor(20),
-        _ekfac("upweight ekfac", "EK-FAC, no damping beside the L2"),
+        *_ekfac(),
         *_kronfluence(50, "; Linear layers alone, 94 % of the parameters"),
         _curvlinops_ekfac(
             "curvlinops ekfac", "EK-FAC, one sampled label", fisher="mc", batch=20, chunk=50
         ),
         _curvlinops_ekfac(
             "curvlinops kfac",
-            "K-FAC (expand) of the Linear layers alone, one sampled label, damped by the L2",
+            "K-FAC (expand) of the Linear layers alone, one sampled label, damped by the score's λ",
             kind="kfac",
             fisher="mc",
             batch=20,
@@ -171,7 +184,7 @@ CONTENDERS: dict[str, tuple[Contender, ...]] = {
     ),
     "resnet9": (
         _network_floor(50),
-        _ekfac("upweight ekfac", "EK-FAC, no damping beside the L2"),
+        *_ekfac(),
         *_kronfluence(100, "; all but the 0.5 % of the parameters in norms"),
         _curvlinops_ekfac(
             "curvlinops ekfac mc",

@@ -56,7 +56,7 @@ def run(problem: Any, *, kind: str, fisher: str, batch: int, chunk: int) -> Tens
         num_data=len(problem.inputs),
         num_per_example_loss_terms=problem.labels[0].numel(),
     )
-    inverse = KFACInverseLinearOperator(made, damping=problem.l2, use_exact_damping=True)
+    inverse = KFACInverseLinearOperator(made, damping=problem.damping, use_exact_damping=True)
     asked = gradient_rows(problem, model, names, (problem.query_inputs, problem.query_labels))
     solved = inverse @ asked.T
     blocks = [

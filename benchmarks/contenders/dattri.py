@@ -25,7 +25,7 @@ def run(problem: Any, *, batch: int) -> Tensor:
     task = AttributionTask(loss_func=loss, model=model, checkpoints=model.state_dict())
     train = DataLoader(TensorDataset(problem.inputs, problem.labels), batch_size=batch)
     queries = TensorDataset(problem.query_inputs, problem.query_labels)
-    attributor = IFAttributorEKFAC(task=task, device="cpu", damping=problem.l2)
+    attributor = IFAttributorEKFAC(task=task, device="cpu", damping=problem.damping)
     attributor.cache(train)
     with torch.no_grad():
         scores = attributor.attribute(train, DataLoader(queries, batch_size=len(queries)))

@@ -60,14 +60,14 @@ def run(problem: Any, *, batch: int, damping: float | str | None) -> Tensor:
         problem: the task.
         batch: examples at once, in fitting and in scoring.
         damping: added to the eigenvalues: a number, None for the library's heuristic (a tenth of
-            a layer's mean eigenvalue), "l2" for the task's λ.
+            a layer's mean eigenvalue), "score" for the λ of the task's score.
     """
     torch.manual_seed(0)
     positions = problem.labels[0].numel()
     model = prepare_model(problem.model(), Summed())
     train = Rows(problem.inputs, problem.labels)
     queries = Rows(problem.query_inputs, problem.query_labels)
-    factor = positions * problem.l2 if damping == "l2" else damping
+    factor = positions * problem.damping if damping == "score" else damping
     with tempfile.TemporaryDirectory() as folder:
         analyzer = Analyzer(
             "run", model, Summed(), cpu=True, disable_tqdm=True, output_dir=folder, log_level=40

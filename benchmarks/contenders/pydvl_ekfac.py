@@ -21,7 +21,7 @@ def run(problem: Any, *, batch: int, chunk: int) -> Tensor:
     sampler = BatchSampler(SequentialSampler(dataset), batch, drop_last=False)
     loader = DataLoader(dataset, sampler=sampler, batch_size=None)
     model = EkfacInfluence(
-        problem.model(), update_diagonal=True, hessian_regularization=problem.l2
+        problem.model(), update_diagonal=True, hessian_regularization=problem.damping
     ).fit(loader)
     factors = model.influence_factors(problem.query_inputs, problem.query_labels)
     blocks = [

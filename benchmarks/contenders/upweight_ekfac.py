@@ -1,0 +1,25 @@
+"""This library: EK-FAC of a network, damped as the task's score is."""
+
+from typing import Any
+
+import numpy as np
+
+from benchmarks.measure import Clock
+from upweight import Influence, Objective
+
+
+def run(problem: Any, *, clock: Clock, calls: int = 1) -> np.ndarray:
+    """Fit and score as a user would; of several calls the last alone is timed."""
+    # "sum": scores with the gradient of the loss alone, as the peers define theirs.
+    objective = Objective(problem.model(), "cross_entropy", l2=problem.l2, removal="sum")
+    data, queries = (
+        (problem.inputs, problem.labels),
+        (problem.query_inputs, problem.query_labels),
+    )
+    influence = Influence(
+        objective, data, method="ekfac", damping=max(0.0, problem.damping - problem.l2)
+    )
+    for _ in range(calls - 1):
+        influence.explain(queries)
+        clock.restart()
+    return np.asarray(influence.explain(queries))

@@ -296,8 +296,12 @@ class Watch(TorchFunctionMode):
         if self.again:
             return out
 
+        dtype = self.anchor.dtype
+
+        # The graph holds this function: were it to hold the watch, which holds all calls and
+        # through them the graph, no collector would ever find the circle.
         def report(slope: Tensor) -> None:
-            slope = slope.reshape(shape).to(self.anchor.dtype)
+            slope = slope.reshape(shape).to(dtype)
             call.slope = slope.movedim(1, 0) if axis == 1 else slope
 
         # A view loses its hooks when it is changed in place; what it shows keeps them.

@@ -361,7 +361,9 @@ def _matrix_dot(weight: Tensor, bias: Tensor | None, terms: Sequence[Outer], tot
             gathered = weight[:, 0, some.left]
             total[piece] += torch.einsum("qnsi,nsi->nq", gathered, some.right[0])
         return
-    if weight.stride(2) < weight.stride(3) and not any(term.indexed for term in terms):
+    # Of one position G is a product entry by entry, which is slow along a short side.
+    long = o >= i or any(term.positions > 1 for term in terms)
+    if long and weight.stride(2) < weight.stride(3) and not any(term.indexed for term in terms):
         # Met as it lies: a copy of all queries for every batch costs more than the product.
         weight, o = weight.mT, i
         terms = [Outer(term.right, term.left) for term in terms]

@@ -156,7 +156,7 @@ class Influence:
         """
         data = Data.of(queries)
         self.objective.probe(data, role="queries")
-        return make_plan(self.risk, self.method, len(data))
+        return make_plan(self._made, len(data))
 
     @_answering
     def explain(

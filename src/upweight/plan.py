@@ -1,25 +1,38 @@
 """What a run will cost, from a timed probe of two batches, before it runs."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 import torch
+from torch import Tensor
 
-from upweight.curvature import CURVATURES, EKFAC, KFAC, Fit, curvature
-from upweight.curvature.kronecker import BATCH_BYTES, FIT_BYTES
-from upweight.gradients import layout_of, linear_form, per_example
-from upweight.linalg import CG, Cholesky, LiSSA, Spectral
+from upweight.budget import budget
+from upweight.curvature import Fit, curvature, kronecker_fit
+from upweight.engine import Job, score
+from upweight.gradients import (
+    DirectoryKeeper,
+    TrainingGradients,
+    batch_rows,
+    layout_of,
+    linear_form,
+    per_example,
+)
+from upweight.linalg import CG, BlockRows, Cholesky, Inverse, LiSSA, Spectral
 from upweight.methods import Baseline, Method
+from upweight.prepared import Prepared
+from upweight.probes import peak_bytes, seconds
 from upweight.risk import DEFAULT_BATCH, Risk
+from upweight.sinks import MatrixSink
 from upweight.tables import Table
 
 __all__ = ["Plan", "Stage", "make_plan"]
 
 PROBE_ROWS = 2 * DEFAULT_BATCH
-TYPICAL_STEPS, PROBE_WIDTH = 10, 16
-FIT_PROBES = 32, 96
+TYPICAL_STEPS, PROBE_WIDTH, PROBE_QUERIES = 10, 16, 128
+# Allocators and libraries hold more than the tensors: measured on the tasks of benchmarks/.
+RESIDENT, LIBRARIES = 1.5, 16 * 2**20
 GIB = 2**30
 
 
@@ -33,12 +46,14 @@ class Stage:
         passes: forward and backward passes over the training data that it amounts to.
         seconds: estimated wall time.
         bytes: estimated peak memory on top of model and data.
+        disk: bytes that are written if its results are stored.
     """
 
     name: str
     passes: float
     seconds: float
     bytes: float
+    disk: float = 0.0
 
 
 @final
@@ -61,6 +76,11 @@ class Plan:
         """Estimated wall time of all stages."""
         return sum(stage.seconds for stage in self.stages)
 
+    @property
+    def bytes(self) -> float:
+        """Estimated peak memory on top of model and data."""
+        return max(stage.bytes for stage in self.stages)
+
     def table(self) -> Table:
         """One row per stage."""
         columns = {
@@ -68,11 +88,13 @@ class Plan:
             "passes": [f"{s.passes:.1f}" for s in self.stages],
             "seconds": [f"{s.seconds:.2f}" for s in self.stages],
             "memory_gib": [f"{s.bytes / GIB:.2f}" for s in self.stages],
+            "disk_gib": [f"{s.disk / GIB:.2f}" for s in self.stages],
         }
         return Table(
             columns,
             f"About {self.seconds:.1f} s ({self.seconds / max(self.floor, 1e-9):.0f} x one forward "
-            f"and backward pass); {self.coverage:.1%} of parameters covered.",
+            f"and backward pass), {self.bytes / GIB:.2f} GiB at the peak; {self.coverage:.1%} of "
+            "parameters covered. Disk: if results are stored.",
         )
 
     def __repr__(self) -> str:
@@ -82,20 +104,20 @@ class Plan:
         return self.table()._repr_html_()
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    """Wall time of some work, the least of three after a first."""
-    work()
-    found = []
-    for _ in range(3):
-        start = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - start)
-    return min(found)
+def _part(risk: Risk, rows: int) -> Risk:
+    """The risk over the first examples."""
+    rows = min(rows, len(risk.data))
+    return Risk(risk.objective, risk.data.take(torch.arange(rows, device="cpu")))
+
+
+def _resident(tensors: float) -> float:
+    """What a process holds when its tensors take so many bytes."""
+    return RESIDENT * tensors + LIBRARIES
 
 
 def _floor(risk: Risk) -> float:
     """Seconds of one forward and backward pass over the data, from at most two batches."""
-    rows = min(PROBE_ROWS, len(risk.data))
+    rows = min(PROBE_ROWS, len(risk.data), 2 * batch_rows(risk))
     batch, share = risk.at(torch.arange(rows, device="cpu"))
     objective = risk.objective
 
@@ -105,104 +127,164 @@ def _floor(risk: Risk) -> float:
         loss = (objective.losses(objective.space.unflatten(row), batch) * share).sum()
         torch.autograd.grad(loss, row)
 
-    return _seconds(work) * len(risk.data) / rows
+    return seconds(work) * len(risk.data) / rows
 
 
 def _product(risk: Risk, name: str | Fit, queries: int) -> float:
     """Seconds of one curvature product of all queries over the data, from a sample."""
-    rows, width = min(PROBE_ROWS, len(risk.data)), min(queries, PROBE_WIDTH)
-    sample = curvature(name, Risk(risk.objective, risk.data.take(torch.arange(rows, device="cpu"))))
+    width = min(queries, PROBE_WIDTH)
+    part = _part(risk, PROBE_ROWS)
+    sample = curvature(name, part)
     block = torch.randn(width, sample.size, dtype=sample.dtype, device=sample.device)
-    return _seconds(lambda: sample.apply(block)) * len(risk.data) / rows * queries / width
-
-
-def _scoring(risk: Risk, queries: int) -> float:
-    """Seconds of the products of all queries with every training gradient, from a sample."""
-    rows, width = min(PROBE_ROWS, len(risk.data)), min(queries, PROBE_WIDTH)
-    batch, _ = risk.at(torch.arange(rows, device="cpu"))
-    space = risk.objective.space
-    block = torch.randn(width, space.size, dtype=space.dtype, device=space.device)
-    gradients = per_example(risk.objective, batch)
-    return _seconds(lambda: gradients.dot(block)) * len(risk.data) / rows * queries / width
+    scale = len(risk.data) / len(part.data) * queries / width
+    return seconds(lambda: sample.apply(block)) * scale
 
 
 def _rate(dtype: torch.dtype) -> float:
     """Multiply-adds per second of a dense product."""
     side = 512
     a = torch.randn(side, side, dtype=dtype)
-    return side**3 / max(_seconds(lambda: a @ a), 1e-9)
+    return side**3 / max(seconds(lambda: a @ a), 1e-9)
 
 
-def _solve_stages(risk: Risk, method: Method, queries: int, floor: float) -> list[Stage]:
-    space = risk.objective.space
-    p, item = space.size, torch.empty(0, dtype=space.dtype).element_size()
-    if method.solver is None:
-        return []
-    if isinstance(method.solver, Spectral):
-        return _kronecker_stages(risk, method, queries, floor)
-    one = _product(risk, method.curvature, queries)
-    if isinstance(method.solver, Cholesky):
-        form = linear_form(risk.objective, risk.at(torch.tensor([0], device="cpu"))[0])
-        if form is not None and method.curvature in ("hessian", "ggn"):
-            width, outputs = p / form.layer.out_features, form.layer.out_features
-            dense = (
-                len(risk.data) * outputs * (outputs + 1) / 2 * width**2 * 0.625 / _rate(space.dtype)
-            )
-        else:
-            dense = one * p / queries
-        factor = p**3 / 3 / _rate(torch.float64)
-        return [
-            Stage("dense curvature", dense / floor, dense, 8.0 * p * p),
-            Stage("factorisation and solve", factor / floor, factor + one, 3 * 8.0 * p * p),
-        ]
-    steps = TYPICAL_STEPS if isinstance(method.solver, CG) else 1
-    if isinstance(method.solver, LiSSA):
-        solver = method.solver
-        steps = max(1, solver.depth * solver.repeats * solver.batch_size // len(risk.data))
-    memory = 6.0 * queries * p * item
-    return [Stage(f"solve (about {steps} products)", steps * one / floor, steps * one, memory)]
-
-
-def _kronecker_stages(risk: Risk, method: Method, queries: int, floor: float) -> list[Stage]:
-    """A fit's cost is a line in its rows: what a row costs, and what decomposing costs."""
-    space, count = risk.objective.space, len(risk.data)
-    few, more = sorted((min(FIT_PROBES[0], count), min(FIT_PROBES[1], count)))
-    times = []
-    for rows in (few, few, more):  # the first run warms up and proves the layout
-        part = Risk(risk.objective, risk.data.take(torch.arange(rows, device="cpu")))
-        start = time.perf_counter()
-        curvature(method.curvature, part)
-        times.append(time.perf_counter() - start)
-    slope = max(times[2] - times[1], 0.0) / max(more - few, 1)
-    fit = (
-        CURVATURES.get(method.curvature) if isinstance(method.curvature, str) else method.curvature
-    )
-    fitted = fit.fitted(risk) if isinstance(fit, (KFAC, EKFAC)) else count
-    seconds = max(times[2] + slope * (fitted - more), times[2])
-    row = layout_of(risk.objective, risk.at(torch.tensor([0], device="cpu"))[0]).row_bytes
-    kept = min(FIT_BYTES, fitted * row / 2) + min(BATCH_BYTES, fitted * row)
-    item = torch.empty(0, dtype=space.dtype).element_size()
-    return [
-        Stage("Kronecker factors", seconds / floor, seconds, kept + 4.0 * space.size * item),
-        Stage("preconditioning", 0.0, 0.0, 2.0 * queries * space.size * item),
-    ]
-
-
-def make_plan(risk: Risk, method: Method | Baseline, queries: int) -> Plan:
-    """Estimate passes, seconds and memory of each stage.
+@final
+class _Estimate:
+    """The stages of one method for so many queries.
 
     Args:
-        risk: objective and training data.
-        method: row of the table.
+        made: what will be asked.
         queries: how many.
     """
-    space, floor = risk.objective.space, _floor(risk)
-    item = torch.empty(0, dtype=space.dtype).element_size()
-    matrix = float(queries * len(risk.data) * item)
-    stages = []
-    if isinstance(method, Method):
-        stages = _solve_stages(risk, method, queries, floor)
-    scoring = _scoring(risk, queries) if isinstance(method, Method) else floor
-    held = matrix + queries * space.size * item
-    stages.append(Stage("scores", scoring / floor, scoring, held))
-    return Plan(tuple(stages), space.coverage, floor)
+
+    def __init__(self, made: Prepared, queries: int) -> None:
+        self.made, self.risk, self.queries = made, made.risk, queries
+        self.space = made.objective.space
+        self.item = self.space.dtype.itemsize
+        self.floor = _floor(self.risk)
+        self.matrix = float(queries * len(self.risk.data) * self.item)
+
+    def stage(self, name: str, spent: float, held: float, disk: float = 0.0) -> Stage:
+        """A stage of some seconds and bytes."""
+        return Stage(name, spent / self.floor, spent, held, disk)
+
+    def stages(self) -> list[Stage]:
+        """All of them, in order."""
+        method = self.made.method
+        if isinstance(method, Baseline):
+            return [self.stage("similarities", self.floor, self.matrix, self.matrix)]
+        if isinstance(method.solver, Spectral):
+            return self.kronecker(method)
+        return [*self.solve(method), self.scores(self.directions())]
+
+    def solve(self, method: Method) -> list[Stage]:
+        """Making the curvature and solving with it, by direct or iterative solvers."""
+        p = self.space.size
+        if method.solver is None or not method.fits:
+            return []
+        one = _product(self.risk, method.curvature, self.queries)
+        if isinstance(method.solver, Cholesky):
+            factor = p**3 / 3 / _rate(torch.float64)
+            dense = self.dense(method, one)
+            held = (p * p * (self.item if self.item < 8 else 0)) + 8.0 * p * p + LIBRARIES
+            return [
+                self.stage("dense curvature", dense, held),
+                self.stage("factorisation and solve", factor + one, 2 * 8.0 * p * p + LIBRARIES),
+            ]
+        steps = TYPICAL_STEPS if isinstance(method.solver, CG) else 1
+        if isinstance(method.solver, LiSSA):
+            solver = method.solver
+            drawn = solver.depth * solver.repeats * solver.batch_size
+            steps = max(1, drawn // len(self.risk.data))
+        held = self.iterating(method)
+        return [self.stage(f"solve (about {steps} products)", steps * one, held)]
+
+    def dense(self, method: Method, product: float) -> float:
+        """Seconds of a curvature's matrix: in closed form, or by its product with the identity."""
+        p, risk = self.space.size, self.risk
+        form = linear_form(risk.objective, risk.at(torch.tensor([0], device="cpu"))[0])
+        if form is None or method.curvature not in ("hessian", "ggn"):
+            return product * p / self.queries
+        width, outputs = p / form.layer.out_features, form.layer.out_features
+        pairs = outputs * (outputs + 1) / 2
+        return float(len(risk.data) * pairs * width**2 * 0.625 / _rate(self.space.dtype))
+
+    def iterating(self, method: Method) -> float:
+        """Bytes of an iterative solve: those of a product, and of the rows it carries."""
+        operator = curvature(method.curvature, _part(self.risk, 2 * PROBE_ROWS))
+        tensors, _ = peak_bytes(lambda: operator.apply(self.directions()))
+        return _resident(tensors + 5.0 * self.queries * self.space.size * self.item)
+
+    def kronecker(self, method: Method) -> list[Stage]:
+        """Fits to one and to two batches tell what a batch costs and what it leaves behind."""
+        fit, risk = kronecker_fit(method.curvature), self.risk
+        size, fitted = fit.batch(risk), fit.fitted(risk)
+        few, more = min(size, fitted), min(2 * size, fitted)
+        fit.trial(risk, few)  # warms up and proves the layout
+        spent, tensors = [], []
+        for rows in (few, more):
+            start = time.perf_counter()
+            operator = fit.trial(risk, rows)
+            spent.append(time.perf_counter() - start)
+            tensors.append(peak_bytes(partial(fit.trial, risk, rows))[0])
+        steps = (fitted - more) / max(more - few, 1)
+        whole = spent[1] + max(spent[1] - spent[0], 0.0) * steps
+        kept = max(tensors[1] - tensors[0], 0) * steps
+        held = _resident(tensors[1] + min(kept, budget() // 4))
+        p = self.space.size * self.item
+        inverse = method.invert(operator, self.made.resolved(operator))
+        start = time.perf_counter()
+        some = self.preconditioned(inverse)
+        turning = (time.perf_counter() - start) * self.queries / len(some)
+        bytes_of, _ = peak_bytes(partial(self.preconditioned, inverse))
+        turned = _resident(bytes_of * max(1.0, self.queries / len(some)) + 3.0 * p)
+        return [
+            self.stage("Kronecker factors", whole, held, 4.0 * p),
+            self.stage("preconditioning", turning, turned),
+            self.scores(some),
+        ]
+
+    def preconditioned(self, inverse: Inverse) -> Tensor | BlockRows:
+        """Training examples as if they were queries."""
+        count = min(self.queries, PROBE_QUERIES, len(self.risk.data))
+        batch, _ = self.risk.rows(0, count)
+        return inverse.precondition(per_example(self.risk.objective, batch)).value
+
+    def directions(self) -> Tensor:
+        """Random rows of parameters, as many as queries or as a probe needs."""
+        count = min(self.queries, PROBE_WIDTH)
+        like = self.risk.objective.l2
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(count, self.space.size, generator=generator).to(like)
+
+    def scores(self, rows: Tensor | BlockRows) -> Stage:
+        """The pass over the training data, from one batch of it."""
+        part = _part(self.risk, batch_rows(self.risk))
+        count = len(part.data)
+
+        def work() -> None:
+            sink = MatrixSink(len(rows), count, self.space.dtype)
+            score(TrainingGradients(part), [Job(rows, sink)])
+
+        tensors, _ = peak_bytes(work)
+        wide = self.queries / len(rows)
+        looking = seconds(lambda: [per_example(part.objective, b) for b, _ in part.batches(count)])
+        whole = max(seconds(work), looking)
+        spent = (looking + (whole - looking) * wide) * len(self.risk.data) / count
+        row = layout_of(part.objective, part.rows(0, 1)[0]).row_bytes / 2
+        whole_set, rest = row * len(self.risk.data), row * (len(self.risk.data) - count)
+        stays = rest if whole_set <= budget() // 4 else 0.0
+        held = _resident(tensors * max(wide, 1.0) + stays) + self.matrix
+        on_disk = isinstance(self.made.training.keeper, DirectoryKeeper)
+        stored = self.matrix + (whole_set if on_disk else 0.0)
+        return self.stage("scores", spent, held, stored)
+
+
+def make_plan(made: Prepared, queries: int) -> Plan:
+    """Estimate passes, seconds, memory and disk of each stage.
+
+    Args:
+        made: what will be asked.
+        queries: how many.
+    """
+    estimate = _Estimate(made, queries)
+    return Plan(tuple(estimate.stages()), made.objective.space.coverage, estimate.floor)

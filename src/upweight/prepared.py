@@ -84,7 +84,11 @@ class Prepared:
         """The damping as a number."""
         if not self.fitted.fits:
             return self.damping if isinstance(self.damping, float) else 0.0
-        return resolved(self.damping, self.objective, self.curvature)
+        return self.resolved(self.curvature)
+
+    def resolved(self, operator: Operator) -> float:
+        """The damping as a number for a curvature, or a sample's."""
+        return resolved(self.damping, self.objective, operator)
 
     @cached_property
     def inverse(self) -> Inverse:

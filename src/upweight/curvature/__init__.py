@@ -3,7 +3,7 @@
 from upweight.curvature.kronecker import EKFAC, KFAC
 from upweight.curvature.linear import LinearCurvature
 from upweight.curvature.moments import Axes, Expand, Gradient, Moments, Reduce
-from upweight.curvature.names import CURVATURES, Fit, curvature
+from upweight.curvature.names import CURVATURES, Fit, curvature, kronecker_fit
 from upweight.curvature.preconditioner import Sketch
 from upweight.curvature.products import EmpiricalFisher, Fisher, GaussNewton, Hessian
 from upweight.curvature.slopes import Columns, Draws, Labels, Slopes
@@ -29,4 +29,5 @@ __all__ = [
     "Sketch",
     "Slopes",
     "curvature",
+    "kronecker_fit",
 ]

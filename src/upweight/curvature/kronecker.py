@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from upweight.bars import track
+from upweight.budget import budget, in_steps
 from upweight.curvature.moments import LARGEST_SIDE, Expand, Moments
 from upweight.curvature.slopes import Draws, Slopes
 from upweight.data import Batch
@@ -26,7 +27,6 @@ from upweight.risk import Risk
 
 __all__ = ["EKFAC", "KFAC"]
 
-FIT_BYTES = 256 * 2**20
 LEAST_ROWS, POSITIONS_PER_SIDE, MARGIN = 128, 16, 4
 BATCH_BYTES, LARGE_BATCH = 64 * 2**20, 4096
 
@@ -57,9 +57,19 @@ class KFAC:
         """How many of the examples it is fitted on."""
         return _fitted(risk, self.rows)
 
+    def batch(self, risk: Risk) -> int:
+        """How many of them it looks at together."""
+        return _batch(risk, _fitted(risk, self.rows))
+
+    def trial(self, risk: Risk, rows: int) -> KroneckerEigen:
+        """A fit to a few of the examples, made as the whole one will be: to see what it costs."""
+        return self._fit(_Fit(risk, self.slopes, rows=self.rows, seed=self.seed).shortened(rows))
+
     def __call__(self, risk: Risk) -> KroneckerEigen:
         """Fit over the training data."""
-        fit = _Fit(risk, self.slopes, rows=self.rows, seed=self.seed)
+        return self._fit(_Fit(risk, self.slopes, rows=self.rows, seed=self.seed))
+
+    def _fit(self, fit: "_Fit") -> KroneckerEigen:
         moments = fit.moments(self.moments)
         blocks = []
         for part in moments:
@@ -101,13 +111,23 @@ class EKFAC:
         """How many of the examples it is fitted on."""
         return _fitted(risk, self.rows)
 
+    def batch(self, risk: Risk) -> int:
+        """How many of them it looks at together."""
+        return _batch(risk, _fitted(risk, self.rows))
+
+    def trial(self, risk: Risk, rows: int) -> KroneckerEigen:
+        """A fit to a few of the examples, made as the whole one will be: to see what it costs."""
+        return self._fit(_Fit(risk, self.slopes, rows=self.rows, seed=self.seed).shortened(rows))
+
     def __call__(self, risk: Risk) -> KroneckerEigen:
         """Fit over the training data: moments first, then the diagonal in their basis.
 
         A block whose moments a part of the examples determines has its basis before the pass over
         all of them, which then gives its diagonal at once.
         """
-        fit = _Fit(risk, self.slopes, rows=self.rows, seed=self.seed)
+        return self._fit(_Fit(risk, self.slopes, rows=self.rows, seed=self.seed))
+
+    def _fit(self, fit: "_Fit") -> KroneckerEigen:
         blocks = {
             place: fit.undetermined(place, part) for place, part in fit.early(self.moments).items()
         }
@@ -135,7 +155,7 @@ class EKFAC:
 class _Fit:
     """The pass over (a sample of) the data that a fit makes, once or twice.
 
-    Gradients are kept from one pass to the next while they fit into ``FIT_BYTES``.
+    Gradients are kept from one pass to the next while they fit into a quarter of the memory budget.
     """
 
     def __init__(self, risk: Risk, slopes: Slopes, *, rows: Rows, seed: int) -> None:
@@ -144,6 +164,7 @@ class _Fit:
         self.layout: Layout = layout_of(risk.objective, first)
         fitted = _fitted(risk, rows)
         self.sampled = fitted if fitted < count else None
+        self.size = _batch(risk, fitted)
         # Where one block needs many examples, others with many positions do not need them all.
         sides = _sides(risk)
         self.indexed = [side.indexed for side in sides]
@@ -157,9 +178,12 @@ class _Fit:
         self.risk = risk
         self._kept: list[Looked] | None = None
 
-    def _size(self) -> int:
-        most = LARGE_BATCH if self.sampled is None else -(-self.sampled // 8)  # halves to compare
-        return max(1, min(most, BATCH_BYTES // max(self.layout.row_bytes, 1)))
+    def shortened(self, rows: int) -> "_Fit":
+        """The same over the first examples alone."""
+        rows = min(rows, len(self.risk.data))
+        data = self.risk.data.take(torch.arange(rows, device="cpu"))
+        self.risk = Risk(self.risk.objective, data)
+        return self
 
     def batches(self, label: str, drop: Collection[int] = ()) -> Iterator[Looked]:
         """Gradients of every batch and slope, shares with its weight, and the batch's number.
@@ -172,10 +196,11 @@ class _Fit:
             yield from self._kept
             return
         kept: list[Looked] | None = []
-        room, size = FIT_BYTES, self._size()
-        total = -(-len(self.risk.data) // size)
-        for number, (batch, share) in enumerate(track(self.risk.batches(size), label, total)):
-            for looked in self._look(batch, share, number):
+        room, count = _room(), len(self.risk.data)
+        steps = in_steps(count, self.size, self._look)
+        for number, slopes in enumerate(track(steps, label, -(-count // self.size))):
+            for gradients, share in slopes:
+                looked = gradients, share, number
                 yield looked
                 rest = looked[0].without(drop)
                 room -= rest.bytes()
@@ -185,10 +210,13 @@ class _Fit:
                     kept = None
         self._kept = kept
 
-    def _look(self, batch: Batch, share: Tensor, number: int) -> Iterator[Looked]:
+    def _look(self, start: int, stop: int) -> list[tuple[BlockGradients, Tensor]]:
+        return self._slopes(*self.risk.rows(start, stop))
+
+    def _slopes(self, batch: Batch, share: Tensor) -> list[tuple[BlockGradients, Tensor]]:
+        """Gradients for every slope, with shares times its weight."""
         seen = Observation(self.risk.objective, self.layout, batch)
-        for gradients, weight in self.slopes.gradients(seen):
-            yield gradients, share * weight, number
+        return [(found, share * weight) for found, weight in self.slopes.gradients(seen)]
 
     def none(self, kind: type[Moments], places: Collection[int]) -> dict[int, Moments]:
         """Moments of some blocks before anything was added."""
@@ -213,8 +241,9 @@ class _Fit:
         every = min(self.every[place] for place in found)
         chosen = torch.arange(0, len(self.risk.data), every, device="cpu")
         part = Risk(self.risk.objective, self.risk.data.take(chosen))
-        for batch, share in part.batches(self._size()):
-            for gradients, weighted, _ in self._look(batch, share, 0):
+        steps = in_steps(len(chosen), self.size, lambda a, b: self._slopes(*part.rows(a, b)))
+        for slopes in steps:
+            for gradients, weighted in slopes:
                 for place, moments in found.items():
                     moments.add(gradients.terms[place], weighted)
         return found
@@ -223,7 +252,7 @@ class _Fit:
         """The moments of every block."""
         found = self.early(kind)
         late = self.none(kind, set(range(len(self.layout.blocks))) - set(found))
-        for gradients, share, _ in self.batches("moments"):
+        for gradients, share, _ in self.batches("moments", drop=range(len(self.layout.blocks))):
             for place, part in late.items():
                 part.add(gradients.terms[place], share)
         return [part for _, part in sorted({**found, **late}.items())]
@@ -269,6 +298,18 @@ def _fitted(risk: Risk, rows: Rows) -> int:
     if wanted < 1:
         raise InputError(f"A curvature is fitted on at least 1 example, got rows={rows}.")
     return min(wanted, count)
+
+
+def _room() -> int:
+    """Bytes of gradients that are kept from the first pass to the second."""
+    return budget() // 4
+
+
+def _batch(risk: Risk, fitted: int) -> int:
+    """Examples looked at together: they stay in the cache, and a sample has halves to compare."""
+    row = max(layout_of(risk.objective, risk.rows(0, min(16, len(risk.data)))[0]).row_bytes, 1)
+    most = LARGE_BATCH if fitted == len(risk.data) else -(-fitted // 8)
+    return max(1, min(most, min(BATCH_BYTES, budget() // 4) // row))
 
 
 @final

@@ -78,10 +78,10 @@ def _eigenvectors(moment: Tensor) -> Tensor:
     """In double where single precision fails, as it may on many equal eigenvalues."""
     try:
         vectors: Tensor = torch.linalg.eigh(moment)[1]
-    except torch.linalg.LinAlgError:
+    except RuntimeError:
         try:
             vectors = torch.linalg.eigh(moment.double())[1]
-        except torch.linalg.LinAlgError:
+        except RuntimeError:
             # Singular vectors of a symmetric positive matrix are its eigenvectors.
             vectors = torch.linalg.svd(moment.double())[0]
     return vectors

@@ -14,7 +14,7 @@ from upweight.gradients import linear_form
 from upweight.linalg import Operator
 from upweight.risk import Risk
 
-__all__ = ["CURVATURES", "Fit", "curvature"]
+__all__ = ["CURVATURES", "Fit", "curvature", "kronecker_fit"]
 
 Fit = Callable[[Risk], Operator]
 
@@ -30,6 +30,18 @@ CURVATURES: dict[str, Fit] = {
     "diagonal": EKFAC(Axes),
     "empirical_ekfac": EKFAC(slopes=Labels()),
 }
+
+
+def kronecker_fit(name: str | Fit) -> KFAC | EKFAC:
+    """The Kronecker-factored fit that a name stands for, or that is given.
+
+    Raises:
+        InputError: it is another curvature, which has no spectral inverse.
+    """
+    fit = CURVATURES.get(name) if isinstance(name, str) else name
+    if not isinstance(fit, (KFAC, EKFAC)):
+        raise InputError(f"{name!r} is no Kronecker-factored curvature. Use 'ekfac' or EKFAC(...).")
+    return fit
 
 
 def curvature(name: str | Fit, risk: Risk) -> Operator:

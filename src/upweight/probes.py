@@ -1,0 +1,79 @@
+"""What a piece of work takes on this machine: seconds, and bytes of tensors at its peak."""
+
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any, TypeVar, final
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from upweight.sources import leaves
+
+__all__ = ["Tally", "peak_bytes", "seconds"]
+
+Result = TypeVar("Result")
+
+
+@final
+class Tally(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations make inside the context, on any device.
+
+    Attributes:
+        now: bytes that are alive.
+        peak: the most there were at a time.
+
+    Example:
+        >>> with Tally() as tally:
+        ...     x = torch.ones(4, dtype=torch.float64)
+        ...     y = (x * 2).view(2, 2)
+        >>> tally.peak
+        64
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now, self.peak = 0, 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operation and count what is new in its outputs."""
+        given = {leaf.untyped_storage()._cdata for leaf in leaves((args, kwargs or {}))}
+        out = func(*args, **(kwargs or {}))
+        for leaf in leaves(out):
+            self._count(leaf, given)
+        return out
+
+    def _count(self, tensor: Tensor, given: set[int]) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in given or key in self._known:
+            return
+        self._known.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+def peak_bytes(work: Callable[[], Result]) -> tuple[int, Result]:
+    """The most bytes of tensors that some work made at a time, and its result."""
+    with Tally() as tally:
+        result = work()
+    return tally.peak, result
+
+
+def seconds(work: Callable[[], object], *, repeats: int = 3) -> float:
+    """Wall time of some work, the least of some after a first."""
+    work()
+    found = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - start)
+    return min(found)

@@ -114,9 +114,12 @@ def _outcome(task: str, contender: Contender, runs: list[dict[str, Any]]) -> dic
 def judged(task: str, name: str) -> dict[str, float]:
     """A contender's scores in scratch against the truth; a network's is of its first queries."""
     module = importlib.import_module(f"benchmarks.{task}")
+    reference = module.convergence(scratch(task)) if hasattr(module, "convergence") else None
+    if reference and reference["residual"] > report.USABLE:
+        return {}
     truth, scores = module.truth(scratch(task)), np.load(scratch(task) / f"{name}.npy")
     both = min(len(scores), len(truth))
-    judge = report.agreement if hasattr(module, "convergence") else report.errors
+    judge = report.agreement if reference else report.errors
     return judge(scores[:both], truth[:both])
 
 
@@ -152,11 +155,12 @@ def update(task: ModuleType, name: str, wanted: list[Contender], limits: tuple[i
     known = stored.get("contenders", {})
     now = task.convergence(scratch(name)) if hasattr(task, "convergence") else None
     for row, record in known.items():
-        if "failed" not in record and (scratch(name) / f"{row}.npy").exists():
-            record |= judged(name, row)  # the reference may have converged further since
-        elif now != stored.get("reference"):  # judged by another, and the scores are gone
+        scored = "failed" not in record and (scratch(name) / f"{row}.npy").exists()
+        if scored or now != stored.get("reference"):  # judged by another, as far as it was
             for key in report.JUDGEMENTS:
                 record.pop(key, None)
+        if scored:
+            record |= judged(name, row)
     for contender in wanted:
         print(f"{contender.name}: ", end="", flush=True)
         try:

@@ -220,6 +220,18 @@ def test_what_another_reference_judged_is_dropped(task):
     assert not set(report.JUDGEMENTS) & stored["few"].keys()
 
 
+def test_a_reference_far_from_converged_judges_nothing(task):
+    about = {"queries": 3, "residual": 1e-3, "products": 7, "dtype": "float64"}
+    task.convergence = lambda _: about
+    harness.update(task, "tiny", list(contenders.CONTENDERS["tiny"]), (1, 4.0))
+    task.convergence = lambda _: about | {"residual": 2 * report.USABLE}
+    harness.update(task, "tiny", [], (1, 4.0))
+    stored = json.loads((harness.RESULTS / "tiny.json").read_text())["contenders"]
+    assert stored["good"]["cpu_s"] == 1.5
+    assert not set(report.JUDGEMENTS) & stored["good"].keys()
+    assert "judges nothing" in (harness.RESULTS / "tiny.md").read_text()
+
+
 def small_transformer(monkeypatch):
     for name, value in {"LETTERS": 7, "CONTEXT": 6, "WIDTH": 8, "HEADS": 2}.items():
         monkeypatch.setattr(transformer, name, value)

@@ -1,6 +1,7 @@
 """Gradients kept on disk, and methods that look at a part of the parameters."""
 
 import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 
 import upweight as uw
 from upweight import errors
-from upweight.gradients import DirectoryKeeper, TrainingGradients, last_layer, per_example
+from upweight.gradients import DirectoryKeeper, TrainingGradients, last_layer, observe, per_example
 from upweight.linalg import DenseGradients
 from upweight.risk import Risk
 
@@ -163,3 +164,44 @@ def test_a_batch_leaves_nothing_behind():
     for _ in range(3):
         per_example(inf.objective, batch)
     assert live() <= before
+
+
+class Attending(nn.Module):
+    """Attention, a fused LSTM, a scale by hand and a transposed convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.attend = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.cells = nn.LSTM(4, 3, batch_first=True)
+        self.wide = nn.ConvTranspose1d(3, 2, 2)
+        self.scale = nn.Parameter(torch.ones(2))
+
+    def forward(self, x):
+        x = x + self.attend(x, x, x, need_weights=False)[0]
+        return self.scale * self.wide(self.cells(x)[0].mT).mean(2)
+
+
+@pytest.mark.parametrize(
+    ("model", "x"),
+    [
+        (Tokens(), torch.randint(7, (4, 5))),
+        (Attending(), torch.randn(4, 5, 4)),
+        (
+            nn.Sequential(nn.Conv2d(1, 2, 3), nn.GroupNorm(1, 2), nn.Flatten()),
+            torch.randn(4, 1, 4, 4),
+        ),
+    ],
+    ids=["tokens", "attention", "pictures"],
+)
+def test_what_was_watched_is_freed_at_once_and_needs_no_collector(model, x):
+    objective = uw.Objective(model, "cross_entropy")
+    batch = uw.Data.of((x, torch.zeros(4).long())).rows()
+    seen = observe(objective, batch)
+    gradients = seen.gradients()
+    watched = weakref.ref(seen.watch)
+    gc.disable()
+    try:
+        del seen, gradients
+        assert watched() is None
+    finally:
+        gc.enable()

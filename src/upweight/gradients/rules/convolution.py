@@ -86,12 +86,12 @@ def convolve(watch: Watch, given: Given) -> Tensor:
     if watch.axis != 0 or out.dim() != weight.dim():
         return watch.skip(out)
     name, known = watch.name(weight), watch.name(given.bias)
-    kernel, outputs = weight.shape[2:], weight.shape[0]
+    kernel, outputs, count = weight.shape[2:], weight.shape[0], watch.count
     x, settings = given.input.detach(), _settings(given, kernel)
 
     def factors(slope: Tensor) -> Outer:
         left, right = slope.flatten(2), patches(x, kernel, settings)
-        pictures = len(slope) // watch.count
+        pictures = len(slope) // count
         return Outer(_grouped(left, groups, pictures), _grouped(right, groups, pictures))
 
     shape = (groups, outputs // groups, weight[0].numel())
@@ -131,10 +131,11 @@ def convolve_transposed(watch: Watch, given: Given) -> Tensor:
     if watch.axis != 0 or out.dim() != weight.dim():
         return watch.skip(out)
     name, known, kernel = watch.name(weight), watch.name(given.bias), weight.shape[2:]
+    count = watch.count
     x, settings = given.input.detach(), _settings(given, kernel)
 
     def factors(slope: Tensor) -> Outer:
-        right, pictures = patches(slope, kernel, settings), len(slope) // watch.count
+        right, pictures = patches(slope, kernel, settings), len(slope) // count
         if right.shape[2] > x[0, 0].numel():  # room that output padding made at the ends
             right = right.unflatten(2, _places(slope.shape[2:], kernel, settings))
             right = right[(..., *(slice(size) for size in x.shape[2:]))].flatten(2)

@@ -23,7 +23,7 @@ from upweight.curvature import (
     Labels,
     Reduce,
     Slopes,
-    kronecker,
+    fitting,
     moments,
 )
 from upweight.curvature.slopes import uniform
@@ -484,7 +484,7 @@ def test_batches_of_the_fit_change_nothing(name, monkeypatch):
     objective, data, queries = setting(name)
     wanted = explained(objective, data, queries).values
     for size in (1, 3):
-        monkeypatch.setattr(kronecker, "LARGE_BATCH", size)
+        monkeypatch.setattr(fitting, "LARGE_BATCH", size)
         same(explained(objective, data, queries).values, wanted)
 
 
@@ -521,7 +521,7 @@ def test_gradients_made_again_are_those_that_were_kept(name, monkeypatch):
     monkeypatch.setattr(Observation, "pulled", lambda *a, **k: made.append(1) or single(*a, **k))
     explained(objective, data, queries)
     once = len(made)
-    monkeypatch.setattr(kronecker, "_room", lambda: 0)
+    monkeypatch.setattr("upweight.curvature.fitting._room", lambda: 0)
     same(explained(objective, data, queries).values, wanted, 0.0)
     assert len(made) - once == 2 * once
 
@@ -622,7 +622,7 @@ def test_half_precision_is_near_double(name, method):
 
 
 def test_sums_over_many_batches_do_not_stagnate_in_half_precision(monkeypatch):
-    monkeypatch.setattr(kronecker, "LARGE_BATCH", 1)
+    monkeypatch.setattr(fitting, "LARGE_BATCH", 1)
     objective, data = many(1500)
     whole = EKFAC(Axes)(Risk(objective, Data.of(data))).to_dense().diag()
     low = Objective(objective.model.bfloat16(), "cross_entropy", l2=0.1)
@@ -702,7 +702,7 @@ def state(model):
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_model_is_bit_identical_afterwards(fails, monkeypatch):
-    monkeypatch.setattr(kronecker, "LARGE_BATCH", 2)
+    monkeypatch.setattr(fitting, "LARGE_BATCH", 2)
     model = nn.Sequential(nn.Conv1d(2, 3, 2), nn.BatchNorm1d(3), nn.Flatten(), nn.Linear(6, 2))
     model = model.double().eval()
     model[0].bias.requires_grad_(False)
@@ -740,7 +740,7 @@ def test_auto_fits_on_as_many_examples_as_the_largest_matrix_needs():
 
 def test_thinned_moments_are_near_the_whole_ones(monkeypatch):
     """Where a picture has many positions, a part of the pictures gives the moments."""
-    monkeypatch.setattr("upweight.curvature.kronecker.LEAST_ROWS", 4)
+    monkeypatch.setattr("upweight.curvature.fitting.LEAST_ROWS", 4)
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(300, 3)).double()
     x, y = torch.randn(400, 1, 12, 12, dtype=torch.float64), torch.arange(400) % 3
     risk = Risk(Objective(model, "cross_entropy", l2=0.1), Data.of((x, y)))

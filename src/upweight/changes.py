@@ -45,6 +45,12 @@ class Change:
             if not 0 <= factor < float("inf"):
                 raise DataError(f"The weight factor of {key!r} must be finite and ≥ 0: {factor}.")
 
+    @classmethod
+    def of(cls, remove: Any, *changed: Mapping[Any, Any] | None) -> "Change":
+        """A change from what a user passes: ids to remove, then the three mappings or None."""
+        ids: Any = remove if isinstance(remove, (str, int)) else tuple(remove)
+        return cls(ids, *(part or {} for part in changed))
+
     def __len__(self) -> int:
         return len(self.remove) + len(self.relabel) + len(self.reweight) + len(self.replace)
 

@@ -1,14 +1,13 @@
 """The front: one object that explains, audits, predicts what-ifs and proves itself."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
 from os import PathLike
-from typing import Any, Concatenate, ParamSpec, TypeVar, final
+from typing import Any, final
 
 import numpy as np
 from torch import nn
 
-from upweight import audits, changes, explanation, validation
+from upweight import audits, changes, derivatives, explanation, validation
 from upweight.answers import (
     GroupEffects,
     L2Derivative,
@@ -23,37 +22,19 @@ from upweight.data import Data
 from upweight.engine import located
 from upweight.errors import InputError
 from upweight.explanation import Question
-from upweight.gradients import dense_gradients, mixed_derivative
 from upweight.groups import Groups, effects
 from upweight.l2 import derivative
 from upweight.linalg import Inverse
-from upweight.meaning import removal_gradient_row
 from upweight.methods import Baseline, Method
 from upweight.objective import Measure, Objective
 from upweight.plan import Plan, make_plan
-from upweight.prepared import Prepared
+from upweight.prepared import Prepared, answering
 from upweight.risk import Risk
 from upweight.scores import Extremes, Scores
 from upweight.tables import Table
+from upweight.trainers import Comparison, compare
 
 __all__ = ["Influence"]
-
-
-Asked = ParamSpec("Asked")
-Answer = TypeVar("Answer")
-
-
-def _answering(
-    question: Callable[Concatenate["Influence", Asked], Answer],
-) -> Callable[Concatenate["Influence", Asked], Answer]:
-    """A question that is refused when the model is another by now."""
-
-    @wraps(question)
-    def guarded(self: "Influence", /, *args: Asked.args, **kwargs: Asked.kwargs) -> Answer:
-        with self._made.guard.answering():
-            return question(self, *args, **kwargs)
-
-    return guarded
 
 
 @final
@@ -137,7 +118,7 @@ class Influence:
         return self._made.method
 
     @property
-    @_answering
+    @answering
     def inverse(self) -> Inverse:
         """(H + damping)⁻¹, prepared once."""
         return self._made.inverse
@@ -147,7 +128,41 @@ class Influence:
         """Hash of model, data and settings (one pass over the data)."""
         return self._made.identity
 
-    @_answering
+    def keep(
+        self,
+        *,
+        factors: str | PathLike[str] | None = None,
+        gradients: str | PathLike[str] | None = None,
+    ) -> "Influence":
+        """Keep fitted factors and training gradients in directories, and take them from there.
+
+        They are reused for the same model, data, loss and fit alone, whatever the damping and the
+        queries. Gradients take what ``plan`` says of disk.
+
+        Args:
+            factors: for Kronecker-factored methods.
+            gradients: for networks.
+
+        Raises:
+            InputError: something was computed already.
+        """
+        self._made.keep(factors, gradients)
+        return self
+
+    @answering
+    def check_loss(self, training_loss: Any) -> Comparison:
+        """Whether this objective is the loss the model was trained with, or how it differs.
+
+        Args:
+            training_loss: a criterion that reduces, a function (model, batch) -> scalar, a Trainer
+                of Hugging Face, or a LightningModule.
+
+        Raises:
+            InputError: it is none of these, or fails.
+        """
+        return compare(self.risk, training_loss)
+
+    @answering
     def plan(self, queries: Any) -> Plan:
         """Passes, seconds and memory per stage, from a timed probe, before anything runs.
 
@@ -158,7 +173,7 @@ class Influence:
         self.objective.probe(data, role="queries")
         return make_plan(self._made, len(data))
 
-    @_answering
+    @answering
     def explain(
         self, queries: Any, *, measure: Measure | None = None, accept: bool = False
     ) -> Scores:
@@ -178,7 +193,7 @@ class Influence:
         asked = Question(self._made, Data.of(queries), measure, accept=accept)
         return explanation.explain(asked)
 
-    @_answering
+    @answering
     def explain_into(
         self, path: str | PathLike[str], queries: Any, *, replace: bool = False
     ) -> Scores:
@@ -198,7 +213,7 @@ class Influence:
         asked = Question(self._made, Data.of(queries), None)
         return explanation.explain_into(asked, path, replace=replace)
 
-    @_answering
+    @answering
     def extremes(self, queries: Any, k: int = 10, *, measure: Measure | None = None) -> Extremes:
         """The k most helpful and most harmful examples of every query, kept while scores stream by.
 
@@ -209,7 +224,7 @@ class Influence:
         """
         return explanation.extremes(Question(self._made, Data.of(queries), measure), k)
 
-    @_answering
+    @answering
     def sweep(
         self,
         queries: Any,
@@ -229,7 +244,7 @@ class Influence:
         """
         return explanation.sweep(Question(self._made, Data.of(queries), measure), dampings)
 
-    @_answering
+    @answering
     def self_influence(self) -> np.ndarray:
         """Predicted rise of each example's own loss if it is removed, ``[N]``, in the loss's unit.
 
@@ -242,23 +257,16 @@ class Influence:
         """Suspicious labels, worst first, from this one model, in cleanlab's column names."""
         return audits.audit(self.risk, self.self_influence())
 
-    @_answering
+    @answering
     def params(self, ids: Sequence[Any], *, accept: bool = False) -> ParameterChange:
         """Predicted change of the parameters if each of the examples is removed.
 
         Raises:
             DataError: an id is unknown.
         """
-        positions = self.data.positions(ids)
-        self._made.refuse_ablation()
-        batch, share = self.risk.at(positions)
-        rows = dense_gradients(self.objective, batch) + removal_gradient_row(self.objective)
-        solution = self.inverse.solve(rows)
-        value = solution.value if accept else solution.require()
-        named = self.data.ids[positions.numpy()]
-        return ParameterChange(named, -value, share, self.objective.space)
+        return derivatives.parameter_change(self._made, ids, accept=accept)
 
-    @_answering
+    @answering
     def perturbation(
         self, queries: Any, ids: Sequence[Any], *, accept: bool = False
     ) -> Perturbation:
@@ -268,13 +276,9 @@ class Influence:
             DataError: an id is unknown.
             InputError: the inputs are integers.
         """
-        data, positions = Data.of(queries), self.data.positions(ids)
-        rows, _ = self._made.rows(data, self.objective.measure, accept=accept)
-        batch, share = self.risk.at(positions)
-        mixed = mixed_derivative(self.objective, batch, rows)
-        return Perturbation(data.ids, self.data.ids[positions.numpy()], -mixed, share)
+        return derivatives.perturbation(self._made, Data.of(queries), ids, accept=accept)
 
-    @_answering
+    @answering
     def whatif(
         self,
         *,
@@ -297,13 +301,12 @@ class Influence:
             DataError: an id is unknown, or named twice.
         """
         self._made.refuse_ablation()
-        ids: Any = remove if isinstance(remove, (str, int)) else tuple(remove)
-        change = changes.Change(ids, relabel or {}, reweight or {}, replace or {})
+        change = changes.Change.of(remove, relabel, reweight, replace)
         data = Data.of(on)
         rows, caveats = self._made.rows(data, self.objective.measure)
         return changes.predict(self.risk, change, data, rows, caveats)
 
-    @_answering
+    @answering
     def group_effects(
         self, groups: Any, *, on: Any, measure: Measure | None = None
     ) -> GroupEffects:
@@ -337,7 +340,7 @@ class Influence:
                 ),
             )
 
-    @_answering
+    @answering
     def l2_derivative(self, queries: Any, *, measure: Measure | None = None) -> L2Derivative:
         """Derivative of each query's measure in l2, by implicit differentiation.
 
@@ -357,7 +360,7 @@ class Influence:
         with located(self.risk):
             return derivative(self.objective, self.inverse, Data.of(queries), measure=asked)
 
-    @_answering
+    @answering
     def validate(
         self,
         queries: Any,

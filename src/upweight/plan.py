@@ -228,8 +228,8 @@ class _Estimate:
             tensors.append(peak_bytes(partial(fit.trial, risk, rows))[0])
         steps = (fitted - more) / max(more - few, 1)
         whole = spent[1] + max(spent[1] - spent[0], 0.0) * steps
-        kept = max(tensors[1] - tensors[0], 0) * steps
-        held = _resident(tensors[1] + min(kept, budget() // 4))
+        rest = 1 - more / fitted  # what the trial kept is counted already
+        held = _resident(max(tensors) + fit.kept(risk) * rest)
         p = self.space.size * self.item
         inverse = method.invert(operator, self.made.resolved(operator))
         start = time.perf_counter()

@@ -1,25 +1,55 @@
 """What answers rest on: data, a method, its damping, and an inverse that is made once."""
 
-from functools import cached_property
-from typing import final
+from collections.abc import Callable
+from functools import cached_property, wraps
+from os import PathLike
+from pathlib import Path
+from typing import Concatenate, ParamSpec, Protocol, TypeVar, final
 
 import numpy as np
 from torch import Tensor
 
+from upweight.curvature import kronecker_fit
 from upweight.damping import Damping, check_damping, resolved
 from upweight.data import Data
 from upweight.engine import located, query_gradients
 from upweight.errors import InputError
+from upweight.factors import load_factors, save_factors
 from upweight.fingerprints import fingerprint
-from upweight.gradients import TrainingGradients
+from upweight.gradients import DirectoryKeeper, TrainingGradients, per_example
 from upweight.guard import Guard
 from upweight.linalg import BlockRows, Inverse, Operator
 from upweight.methods import Baseline, Method, resolve_method
 from upweight.objective import Measure, Objective
 from upweight.risk import Risk
 from upweight.scores import Provenance
+from upweight.store import MANIFEST
 
-__all__ = ["Prepared"]
+__all__ = ["Holder", "Prepared", "answering"]
+
+
+Asked = ParamSpec("Asked")
+Answer = TypeVar("Answer")
+Self = TypeVar("Self", bound="Holder")
+
+
+class Holder(Protocol):
+    """Something that answers from what was prepared."""
+
+    _made: "Prepared"
+
+
+def answering(
+    question: Callable[Concatenate[Self, Asked], Answer],
+) -> Callable[Concatenate[Self, Asked], Answer]:
+    """A question that is refused when the model is another by now."""
+
+    @wraps(question)
+    def guarded(self: Self, /, *args: Asked.args, **kwargs: Asked.kwargs) -> Answer:
+        with self._made.guard.answering():
+            return question(self, *args, **kwargs)
+
+    return guarded
 
 
 @final
@@ -37,6 +67,8 @@ class Prepared:
         self.whole, self.data, self.asked = objective, data, asked
         self.damping: Damping = check_damping(damping)
         self.method: Method | Baseline = resolve_method(asked)
+        self._factors: str | PathLike[str] | None = None
+        self._gradients: str | PathLike[str] | None = None
         self.guard = Guard(objective)
 
     @cached_property
@@ -51,10 +83,22 @@ class Prepared:
         """The objective bound to the training data, checked."""
         return Risk(self.objective, self.data)
 
+    def keep(
+        self, factors: str | PathLike[str] | None, gradients: str | PathLike[str] | None
+    ) -> None:
+        """Say where fitted factors and training gradients stay; before either is made."""
+        if "curvature" in self.__dict__ or "training" in self.__dict__:
+            raise InputError("Say what is to be kept before the first question is asked.")
+        self._factors, self._gradients = factors, gradients
+
     @cached_property
     def training(self) -> TrainingGradients:
         """Gradients of the training data."""
-        return TrainingGradients(self.risk)
+        if self._gradients is None:
+            return TrainingGradients(self.risk)
+        first, _ = self.risk.rows(0, min(2, len(self.data)))
+        like = per_example(self.objective, first)
+        return TrainingGradients(self.risk, DirectoryKeeper(self._gradients, self.source, like))
 
     @property
     def fitted(self) -> Method:
@@ -76,8 +120,17 @@ class Prepared:
     @cached_property
     def curvature(self) -> Operator:
         """The curvature without damping, fitted once."""
+        method, path = self.fitted, self._factors
         with located(self.risk):
-            return self.fitted.fit(self.risk)
+            if path is None:
+                return method.fit(self.risk)
+            fit = kronecker_fit(method.curvature)
+            identity = fingerprint((self.source, self.objective.l2, fit))
+            if (Path(path) / MANIFEST).exists():
+                return load_factors(path, identity, device=self.objective.space.device)
+            operator = fit(self.risk)
+            save_factors(operator, path, identity)
+            return operator
 
     @cached_property
     def shift(self) -> float:
@@ -97,13 +150,18 @@ class Prepared:
             return self.fitted.invert(self.curvature, self.shift)
 
     @cached_property
-    def identity(self) -> str:
-        """Hash of model, data and settings (one pass over the data)."""
+    def source(self) -> str:
+        """Hash of model, data and loss: what gradients belong to (one pass over the data)."""
         objective = self.objective
-        stated = (objective.loss, objective.removal, objective.measure, objective.l2)
-        return fingerprint(
-            (self.guard.fingerprint, self.data.fingerprint(), stated, self.asked, self.damping)
-        )
+        names = list(objective.space.shapes)
+        return fingerprint((self.guard.fingerprint, self.data.fingerprint(), objective.loss, names))
+
+    @cached_property
+    def identity(self) -> str:
+        """Hash of model, data and settings."""
+        objective = self.objective
+        stated = (objective.removal, objective.measure, objective.l2)
+        return fingerprint((self.source, stated, self.asked, self.damping))
 
     def identity_of(self, queries: Data, measure: Measure) -> str:
         """Hash of what was asked, of this model: what a run of scores belongs to."""
@@ -124,7 +182,9 @@ class Prepared:
             solution = self.inverse.precondition(gradients)
             if not accept:
                 solution.require()
-        return solution.value, solution.residual, (*self.inverse.notes, *solution.caveats())
+        precision = self.objective.precision
+        notes = self.inverse.notes if precision is None else (*self.inverse.notes, precision)
+        return solution.value, solution.residual, (*notes, *solution.caveats())
 
     def rows(
         self, queries: Data, measure: Measure, *, accept: bool = False

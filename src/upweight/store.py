@@ -16,6 +16,7 @@ from upweight.errors import StoreError
 from upweight.tables import atomic_write
 
 __all__ = [
+    "MANIFEST",
     "SCHEMA",
     "claim",
     "open_array",

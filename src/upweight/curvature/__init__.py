@@ -2,6 +2,7 @@
 
 from upweight.curvature.kronecker import EKFAC, KFAC
 from upweight.curvature.linear import LinearCurvature
+from upweight.curvature.merging import merged
 from upweight.curvature.moments import Axes, Expand, Gradient, Moments, Reduce
 from upweight.curvature.names import CURVATURES, Fit, curvature, kronecker_fit
 from upweight.curvature.preconditioner import Sketch
@@ -30,4 +31,5 @@ __all__ = [
     "Slopes",
     "curvature",
     "kronecker_fit",
+    "merged",
 ]

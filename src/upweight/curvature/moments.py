@@ -7,11 +7,11 @@ from typing import final
 import torch
 from torch import Tensor
 
-from upweight.linalg import Block, Outer
+from upweight.linalg import Block, Eigenblock, Outer, Spectra
 from upweight.linalg.blocks import form, pieces
 from upweight.linalg.gram import add_gram, mirror
 
-__all__ = ["Axes", "Expand", "Gradient", "Moments", "Reduce"]
+__all__ = ["Axes", "Expand", "Gradient", "Moments", "Reduce", "Whole"]
 
 LARGEST_SIDE = 4096
 
@@ -43,19 +43,33 @@ class Moments(ABC):
     def add(self, terms: Sequence[Outer], share: Tensor) -> None:
         """Add a batch with shares ``[n]``."""
 
-    def bases(self) -> tuple[Tensor | None, Tensor | None]:
-        """Eigenvectors of both sides, when all batches were added."""
-        # While batches are added, only the upper triangles are.
-        self.left = None if self.left is None else mirror(self.left)
-        self.right = None if self.right is None else mirror(self.right)
-        return _basis(self.left, self.dtype), _basis(self.right, self.dtype)
+    def eigenblock(self) -> Eigenblock:
+        """The block in the eigenvectors of both sides, with K-FAC's eigenvalues, when all is added.
 
-    def product(self, left: Tensor | None, right: Tensor | None) -> Tensor:
-        """K-FAC's eigenvalues ``[g, o, i]`` in those bases: λ_L ⊗ λ_R / mass."""
-        first = _along(self.left, self.left_diagonal, left)
-        second = _along(self.right, self.right_diagonal, right)
+        These are λ_L ⊗ λ_R / mass.
+        """
+        left, first = self._basis(self.left, self.left_diagonal)
+        right, second = self._basis(self.right, self.right_diagonal)
+        return self._made(left, right, (first, second))
+
+    def _made(
+        self, left: Tensor | None, right: Tensor | None, spectra: tuple[Tensor, Tensor]
+    ) -> Eigenblock:
+        values = self.product(*spectra)
+        return Eigenblock(self.block, left, right, values, Spectra(*spectra, self.mass))
+
+    def product(self, first: Tensor, second: Tensor) -> Tensor:
+        """K-FAC's eigenvalues ``[g, o, i]`` from those of both sides, ``[g, o]`` and ``[g, i]``."""
         product: Tensor = first[:, :, None] * second[:, None, :] / max(self.mass, 1e-300)
         return product
+
+    def _basis(self, moment: Tensor | None, diagonal: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Eigenvectors of a side with their eigenvalues; of none, the axes with the diagonal."""
+        if moment is None:
+            return None, diagonal
+        # While batches are added, only the upper triangle is.
+        values, vectors = eigen(mirror(moment))
+        return vectors.to(self.dtype), values
 
     def _add_side(self, side: str, rows: Tensor, weights: Tensor) -> None:
         """Add rows ``[g, m, d]`` with weights ``[m]`` to the moment of a side."""
@@ -68,31 +82,20 @@ class Moments(ABC):
             add_gram(total, part, weights)
 
 
-def _basis(moment: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    if moment is None:
-        return None
-    return _eigenvectors(moment).to(dtype)
+def eigen(moment: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and vectors, in double where single precision fails.
 
-
-def _eigenvectors(moment: Tensor) -> Tensor:
-    """In double where single precision fails, as it may on many equal eigenvalues."""
+    It may, on many equal eigenvalues.
+    """
     try:
-        vectors: Tensor = torch.linalg.eigh(moment)[1]
+        values, vectors = torch.linalg.eigh(moment)
     except RuntimeError:
         try:
-            vectors = torch.linalg.eigh(moment.double())[1]
+            values, vectors = torch.linalg.eigh(moment.double())
         except RuntimeError:
             # Singular vectors of a symmetric positive matrix are its eigenvectors.
-            vectors = torch.linalg.svd(moment.double())[0]
-    return vectors
-
-
-def _along(moment: Tensor | None, diagonal: Tensor, basis: Tensor | None) -> Tensor:
-    """The moment's diagonal in a basis, ``[g, d]``."""
-    if moment is None or basis is None:
-        return diagonal
-    basis = basis.to(moment)
-    return (basis * (moment @ basis)).sum(1)
+            vectors, values, _ = torch.linalg.svd(moment.double())
+    return values.to(moment), vectors.to(moment)
 
 
 def _full(term: Outer) -> Tensor:
@@ -166,10 +169,8 @@ class Gradient(Moments):
             columns = formed.mT.reshape(block.groups, -1, block.outputs)
             self._add_side("left", columns, weights.repeat_interleave(block.inputs))
 
-    def product(self, left: Tensor | None, right: Tensor | None) -> Tensor:
+    def product(self, first: Tensor, second: Tensor) -> Tensor:
         """λ_L ⊗ λ_R over the trace, which both share."""
-        first = _along(self.left, self.left_diagonal, left)
-        second = _along(self.right, self.right_diagonal, right)
         trace = second.sum(1)[:, None, None].clamp_min(torch.finfo(second.dtype).tiny)
         return first[:, :, None] * second[:, None, :] / trace
 
@@ -181,6 +182,27 @@ class Axes(Moments):
     def add(self, terms: Sequence[Outer], share: Tensor) -> None:
         """Nothing."""
 
-    def bases(self) -> tuple[Tensor | None, Tensor | None]:
-        """The identity on both sides."""
-        return None, None
+    def _basis(self, moment: Tensor | None, diagonal: Tensor) -> tuple[Tensor | None, Tensor]:
+        """The identity."""
+        return None, diagonal
+
+
+@final
+class Whole(Moments):
+    """The second moment of a small block's whole gradient: a matrix of its own, without factors."""
+
+    def __init__(self, block: Block, like: Tensor, *, indexed: bool) -> None:
+        super().__init__(Block(block.name, 1, 1, block.size, 0), like, indexed=False)
+        self.block = block
+
+    def add(self, terms: Sequence[Outer], share: Tensor) -> None:
+        """Σ_n share_n of vec(G_n) vec(G_n)ᵀ."""
+        for piece in pieces(len(share) if terms else 0, self.block.size * self.dtype.itemsize):
+            formed = form([term.part(piece) for term in terms], self.block.outputs)
+            self._add_side("right", formed.flatten(1)[None], share[piece])
+
+    def _made(
+        self, left: Tensor | None, right: Tensor | None, spectra: tuple[Tensor, Tensor]
+    ) -> Eigenblock:
+        values = spectra[1][:, None]
+        return Eigenblock(self.block, None, right, values, Spectra(*spectra, 1.0), flat=True)

@@ -4,7 +4,13 @@ from upweight.linalg.blocks import Block, BlockGradients, BlockRows, Outer
 from upweight.linalg.cg import CG
 from upweight.linalg.cholesky import Cholesky, CholeskyInverse
 from upweight.linalg.eigen import Eigen, EigenInverse
-from upweight.linalg.kronecker import Eigenblock, KroneckerEigen, KroneckerInverse, Spectral
+from upweight.linalg.kronecker import (
+    Eigenblock,
+    KroneckerEigen,
+    KroneckerInverse,
+    Spectra,
+    Spectral,
+)
 from upweight.linalg.lissa import LiSSA
 from upweight.linalg.operator import Dense, Identity, MeanOperator, Operator, Shifted
 from upweight.linalg.solution import Solution, Status
@@ -36,6 +42,7 @@ __all__ = [
     "Shifted",
     "Solution",
     "Solver",
+    "Spectra",
     "Spectral",
     "Status",
 ]

@@ -24,9 +24,25 @@ from upweight.linalg.solution import Solution, Status, Value, indefinite
 from upweight.linalg.solver import Inverse, Solver
 from upweight.linalg.values import Gradients
 
-__all__ = ["Eigenblock", "KroneckerEigen", "KroneckerInverse", "Spectral"]
+__all__ = ["Eigenblock", "KroneckerEigen", "KroneckerInverse", "Spectra", "Spectral"]
 
 Squares = tuple[Tensor, Tensor]
+
+
+@final
+@dataclass(frozen=True)
+class Spectra:
+    """Eigenvalues of the two moments that made a block's basis.
+
+    Attributes:
+        left: ``[g, o]``.
+        right: ``[g, i]``.
+        mass: of the positions that were counted.
+    """
+
+    left: Tensor
+    right: Tensor
+    mass: float
 
 
 @final
@@ -39,15 +55,20 @@ class Eigenblock:
         left: Q_L, ``[g, o, o]``; None for the identity.
         right: Q_R, ``[g, i, i]``; None for the identity.
         values: Λ, ``[g, o, i]``.
+        spectra: of the moments behind the basis, where they are known.
+        flat: whether the block is one vector: Q_R is ``[1, oi, oi]`` then, and Λ ``[1, 1, oi]``.
     """
 
     block: Block
     left: Tensor | None
     right: Tensor | None
     values: Tensor
+    spectra: Spectra | None = None
+    flat: bool = False
 
     def turn(self, matrices: Tensor) -> Tensor:
         """Q_Lᵀ M Q_R of matrices ``[m, g, o, i]``."""
+        matrices = matrices.flatten(1)[:, None, None] if self.flat else matrices
         turned = matrices if self.right is None else matrices @ _shared(self.right)
         return turned if self.left is None else self.left.mT @ turned
 
@@ -55,10 +76,14 @@ class Eigenblock:
         """Q_L M Q_Rᵀ of matrices ``[m, g, o, i]``, stored by columns."""
         # So that a bias, the last column, can be cut off without a copy of the others.
         turned = matrices if self.left is None else self.left @ matrices
-        return turned if self.right is None else (self.right @ turned.mT).mT
+        turned = turned if self.right is None else (self.right @ turned.mT).mT
+        return turned.reshape(-1, *self.block.shape) if self.flat else turned
 
     def turned_factors(self, term: Outer) -> tuple[Tensor, Tensor]:
         """Factors in the basis, ``[g, n, s, o]`` and ``[g, n, s, i]``."""
+        if self.flat:
+            whole = self.turn(form([term], self.block.outputs)).transpose(0, 1)
+            return whole.new_ones(1, whole.shape[1], 1, 1), whole
         g, n, s, _ = term.right.shape
         o, i = self.block.outputs, self.block.inputs
         if term.indexed:
@@ -85,6 +110,7 @@ class KroneckerEigen(Operator):
         blocks: all of them together hold every parameter once.
         size: p.
         notes: what a reader of results must know.
+        mass: total weight of the examples it was fitted on.
 
     Example:
         >>> block = Eigenblock(Block("w", 1, 1, 2, 0), None, None, torch.tensor([[[2.0, 4.0]]]))
@@ -93,9 +119,14 @@ class KroneckerEigen(Operator):
     """
 
     def __init__(
-        self, blocks: Sequence[Eigenblock], size: int, notes: tuple[str, ...] = ()
+        self,
+        blocks: Sequence[Eigenblock],
+        size: int,
+        notes: tuple[str, ...] = (),
+        *,
+        mass: float = 1.0,
     ) -> None:
-        self.blocks, self.size, self.notes = tuple(blocks), size, notes
+        self.blocks, self.size, self.notes, self.mass = tuple(blocks), size, notes, mass
         self.dtype, self.device = self.blocks[0].values.dtype, self.blocks[0].values.device
 
     def trace(self) -> float:
@@ -267,7 +298,7 @@ def _shared(basis: Tensor) -> Tensor:
 
 def _squares(part: Eigenblock, terms: Sequence[Outer]) -> Squares | None:
     """Squares of a query's two factors in the basis, where its gradient is one outer product."""
-    if len(terms) != 1 or terms[0].positions != 1 or part.block.groups != 1:
+    if part.flat or len(terms) != 1 or terms[0].positions != 1 or part.block.groups != 1:
         return None
     left, right = (f[0, :, 0].square() for f in part.turned_factors(terms[0]))
     return left, right

@@ -95,7 +95,7 @@ def eigen(moment: Tensor) -> tuple[Tensor, Tensor]:
         except RuntimeError:
             # Singular vectors of a symmetric positive matrix are its eigenvectors.
             vectors, values, _ = torch.linalg.svd(moment.double())
-    return values.to(moment), vectors.to(moment)
+    return values.to(moment), vectors.to(moment).contiguous()
 
 
 def _full(term: Outer) -> Tensor:

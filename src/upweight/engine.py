@@ -17,7 +17,7 @@ from upweight.gradients import Seen, TrainingGradients, dense_gradients, per_exa
 from upweight.linalg import BlockRows, DenseGradients, Gradients, Inverse
 from upweight.meaning import removal_gradient_row, removal_score
 from upweight.objective import Measure, Objective, require_finite
-from upweight.risk import DEFAULT_BATCH, Risk
+from upweight.risk import DEFAULT_BATCH, Risk, checked_targets
 from upweight.sinks import Sink, widened
 
 __all__ = [
@@ -60,13 +60,11 @@ def query_batches(objective: Objective, queries: Data, measure: Measure) -> Iter
         LossError, NonFiniteError: the measure is not per example, or not finite.
     """
     objective.probe(queries, measure, role="queries")
+    if measure == "loss":
+        for _ in checked_targets(objective, queries):
+            pass
     for batch in queries.batches(queries.batch_size or DEFAULT_BATCH):
-        placed = objective.place(batch)
-        if measure == "loss":
-            objective.loss.check(
-                objective.outputs(objective.space.values(), placed), placed.targets
-            )
-        yield placed
+        yield objective.place(batch)
 
 
 def query_gradients(objective: Objective, queries: Data, measure: Measure) -> Gradients:

@@ -11,7 +11,7 @@ from upweight.errors import LossError
 from upweight.objective import Objective
 from upweight.sources import leaves, map_leaves
 
-__all__ = ["Risk"]
+__all__ = ["Risk", "checked_targets"]
 
 DEFAULT_BATCH, SURVEY_ROWS = 512, 8192
 
@@ -23,6 +23,32 @@ def _repeated(output: Any, count: int) -> Any:
 
 def _widths(batch: Batch) -> list[torch.Size]:
     return [leaf.shape[1:] for leaf in leaves(batch.inputs)]
+
+
+def checked_targets(objective: Objective, data: Data) -> Iterator[tuple[Batch, Any]]:
+    """Batches as they are with their targets placed, checked against the shape of the outputs.
+
+    Outputs are computed for one example, and for batches of another width than its.
+
+    Raises:
+        LossError: a target cannot be scored, with the rows among which it is.
+    """
+    first = objective.place(data.at(torch.tensor([0], device="cpu")))
+    with torch.no_grad():
+        output = objective.outputs(objective.space.values(), first)
+    for batch in data.batches(data.batch_size or SURVEY_ROWS):
+        if _widths(batch) == _widths(first):
+            like = _repeated(output, len(batch))
+        else:  # sequences of another length give outputs of another shape
+            with torch.no_grad():
+                like = objective.outputs(objective.space.values(), objective.place(batch))
+        targets = objective.place(Batch((), batch.targets, batch.positions)).targets
+        try:
+            objective.loss.check(like, targets)
+        except LossError as error:
+            start, stop = int(batch.positions[0]), int(batch.positions[-1])
+            raise LossError(f"Rows {start} to {stop}: {error}") from error
+        yield batch, targets
 
 
 @final
@@ -53,24 +79,10 @@ class Risk:
             )
 
     def _survey(self) -> Tensor:
-        """Check every target against the outputs' shape and collect the weights ``[N]``."""
-        objective, parts = self.objective, []
-        first = objective.place(self.data.at(torch.tensor([0], device="cpu")))
-        with torch.no_grad():
-            output = objective.outputs(objective.space.values(), first)
-        for batch in self.data.batches(self.data.batch_size or SURVEY_ROWS):
-            if _widths(batch) == _widths(first):
-                like = _repeated(output, len(batch))
-            else:  # sequences of another length give outputs of another shape
-                with torch.no_grad():
-                    like = objective.outputs(objective.space.values(), objective.place(batch))
-            targets = objective.place(Batch((), batch.targets, batch.positions)).targets
-            try:
-                objective.loss.check(like, targets)
-            except LossError as error:
-                start, stop = int(batch.positions[0]), int(batch.positions[-1])
-                raise LossError(f"Rows {start} to {stop}: {error}") from error
-            weights = objective.loss.weights(targets)
+        """Weights ``[N]`` of all examples, whose targets are checked."""
+        parts = []
+        for batch, targets in checked_targets(self.objective, self.data):
+            weights = self.objective.loss.weights(targets)
             parts.append(torch.ones(len(batch), device="cpu") if weights is None else weights.cpu())
         found = torch.cat([part.double() for part in parts])
         return found if self.data.weights is None else found * self.data.weights

@@ -6,6 +6,7 @@ from functools import partial
 from typing import final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from upweight.budget import budget
@@ -33,6 +34,9 @@ PROBE_ROWS = 2 * DEFAULT_BATCH
 TYPICAL_STEPS, PROBE_WIDTH, PROBE_QUERIES = 10, 16, 128
 # Allocators and libraries hold more than the tensors: measured on the tasks of benchmarks/.
 RESIDENT, LIBRARIES = 1.5, 16 * 2**20
+# oneDNN keeps workspaces of convolutions that no tensor shows.
+WORKSPACES = 64 * 2**20
+CONVOLUTIONS = {F.conv1d, F.conv2d, F.conv3d}
 GIB = 2**30
 
 
@@ -110,11 +114,6 @@ def _part(risk: Risk, rows: int) -> Risk:
     return Risk(risk.objective, risk.data.take(torch.arange(rows, device="cpu")))
 
 
-def _resident(tensors: float) -> float:
-    """What a process holds when its tensors take so many bytes."""
-    return RESIDENT * tensors + LIBRARIES
-
-
 def _floor(risk: Risk) -> float:
     """Seconds of one forward and backward pass over the data, from at most two batches."""
     rows = min(PROBE_ROWS, len(risk.data), 2 * batch_rows(risk))
@@ -162,6 +161,14 @@ class _Estimate:
         self.item = self.space.dtype.itemsize
         self.floor = _floor(self.risk)
         self.matrix = float(queries * len(self.risk.data) * self.item)
+
+    def resident(self, tensors: float) -> float:
+        """What a process holds when its tensors take so many bytes."""
+        one, _ = self.risk.rows(0, 1)
+        convolves = linear_form(self.risk.objective, one) is None and any(
+            kind[0] in CONVOLUTIONS for kind in layout_of(self.risk.objective, one).axes
+        )
+        return RESIDENT * tensors + LIBRARIES + (WORKSPACES if convolves else 0)
 
     def stage(self, name: str, spent: float, held: float, disk: float = 0.0) -> Stage:
         """A stage of some seconds and bytes."""
@@ -212,7 +219,7 @@ class _Estimate:
         """Bytes of an iterative solve: those of a product, and of the rows it carries."""
         operator = curvature(method.curvature, _part(self.risk, 2 * PROBE_ROWS))
         tensors, _ = peak_bytes(lambda: operator.apply(self.directions()))
-        return _resident(tensors + 5.0 * self.queries * self.space.size * self.item)
+        return self.resident(tensors + 5.0 * self.queries * self.space.size * self.item)
 
     def kronecker(self, method: Method) -> list[Stage]:
         """Fits to one and to two batches tell what a batch costs and what it leaves behind."""
@@ -229,14 +236,14 @@ class _Estimate:
         steps = (fitted - more) / max(more - few, 1)
         whole = spent[1] + max(spent[1] - spent[0], 0.0) * steps
         rest = 1 - more / fitted  # what the trial kept is counted already
-        held = _resident(max(tensors) + fit.kept(risk) * rest)
+        held = self.resident(max(tensors) + fit.kept(risk) * rest)
         p = self.space.size * self.item
         inverse = method.invert(operator, self.made.resolved(operator))
         start = time.perf_counter()
         some = self.preconditioned(inverse)
         turning = (time.perf_counter() - start) * self.queries / len(some)
         bytes_of, _ = peak_bytes(partial(self.preconditioned, inverse))
-        turned = _resident(bytes_of * max(1.0, self.queries / len(some)) + 3.0 * p)
+        turned = self.resident(bytes_of * max(1.0, self.queries / len(some)) + 3.0 * p)
         return [
             self.stage("Kronecker factors", whole, held, 4.0 * p),
             self.stage("preconditioning", turning, turned),
@@ -273,7 +280,7 @@ class _Estimate:
         row = layout_of(part.objective, part.rows(0, 1)[0]).row_bytes / 2
         whole_set, rest = row * len(self.risk.data), row * (len(self.risk.data) - count)
         stays = rest if whole_set <= budget() // 4 else 0.0
-        held = _resident(tensors * max(wide, 1.0) + stays) + self.matrix
+        held = self.resident(tensors * max(wide, 1.0) + stays) + self.matrix
         on_disk = isinstance(self.made.training.keeper, DirectoryKeeper)
         stored = self.matrix + (whole_set if on_disk else 0.0)
         return self.stage("scores", spent, held, stored)

@@ -16,6 +16,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from upweight.damping import Damping
 from upweight.data import Data
 from upweight.errors import RecipeError
 from upweight.front import Influence
@@ -92,7 +93,7 @@ class Recipe:
             measure=self.measure,
         )
 
-    def influence(self, method: object, damping: float = 0.0) -> Influence:
+    def influence(self, method: object, damping: Damping = 0.0) -> Influence:
         """The front over this recipe's objective and training data."""
         data = Data.of(self.train, ids=self.ids)
         return Influence(self.objective(), data, method=method, damping=damping)

@@ -15,6 +15,7 @@ import torch
 
 from upweight import __version__
 from upweight.answers import Validation
+from upweight.damping import Damping
 from upweight.data import Data
 from upweight.errors import IndefiniteError, InputError, NotConvergedError
 from upweight.fingerprints import fingerprint
@@ -49,7 +50,7 @@ class Wish:
     """
 
     method: object = "exact"
-    damping: float = 0.0
+    damping: Damping = 0.0
     top: int = 5
     removals: int | None = None
     seed: int = 0

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, final
+from typing import Annotated, Literal, final
 
 from cyclopts import Parameter
 
@@ -26,9 +26,13 @@ class Asked:
     method: Annotated[str, Parameter(help="How influence is computed: see 'upweight methods'.")] = (
         "exact"
     )
-    damping: Annotated[float, Parameter(help="Added to the curvature beside the recipe's l2.")] = (
-        0.0
-    )
+    damping: Annotated[
+        float | Literal["auto"],
+        Parameter(
+            help="Added to the curvature beside the recipe's l2. auto: nothing where all "
+            "parameters have l2, else a tenth of the curvature's mean eigenvalue."
+        ),
+    ] = 0.0
     top: Annotated[int, Parameter(help="Helpful and harmful examples kept of each query.")] = 5
     removals: Annotated[
         int | None,

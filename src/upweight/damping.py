@@ -94,6 +94,7 @@ def resolved(damping: Damping, objective: Objective, curvature: Operator) -> flo
         curvature: with the objective's L2, without damping.
 
     Example:
+        >>> import torch
         >>> from torch import nn
         >>> from upweight.linalg import Dense
         >>> plain = Objective(nn.Linear(1, 1), "mean_squared_error")

@@ -24,6 +24,7 @@ class Tally(TorchDispatchMode):
         peak: the most there were at a time.
 
     Example:
+        >>> import torch
         >>> with Tally() as tally:
         ...     x = torch.ones(4, dtype=torch.float64)
         ...     y = (x * 2).view(2, 2)

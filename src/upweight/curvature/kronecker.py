@@ -88,6 +88,7 @@ class EKFAC:
         basis: of an earlier fit, such as one to a part of the data; found anew by default.
 
     Example:
+        >>> import torch
         >>> from torch import nn
         >>> from upweight import Data, Objective
         >>> model = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2))

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from upweight.errors import UpweightError
     from upweight.exports import influence_json
     from upweight.front import Influence
-    from upweight.linalg import CG, Cholesky, Eigen, LiSSA
+    from upweight.linalg import CG, Cholesky, Eigen, LiSSA, Spectral
     from upweight.losses import (
         BinaryCrossEntropy,
         CrossEntropy,
@@ -66,7 +66,7 @@ _HOMES = {
     "errors": ("UpweightError",),
     "exports": ("influence_json",),
     "front": ("Influence",),
-    "linalg": ("CG", "Cholesky", "Eigen", "LiSSA"),
+    "linalg": ("CG", "Cholesky", "Eigen", "LiSSA", "Spectral"),
     "losses": ("BinaryCrossEntropy", "CrossEntropy", "Hinge", "MeanSquaredError", "SmoothHinge"),
     "budget": ("memory",),
     "methods": ("METHODS", "Baseline", "Method"),
@@ -107,6 +107,7 @@ __all__ = [
     "Selection",
     "Sketch",
     "SmoothHinge",
+    "Spectral",
     "Sweep",
     "Table",
     "UpweightError",

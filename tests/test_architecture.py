@@ -29,6 +29,8 @@ LAYERS = [
     {"curvature"},
     {"engine", "scores", "audits", "damping", "factors"},
     {"evaluation", "exports", "trainers"},
+    {"weighing", "neighbours"},
+    {"bm25"},
     {"methods"},
     {"answers"},
     {"prepared", "baselines", "changes", "groups", "l2"},
@@ -158,7 +160,7 @@ def code_lines(path: Path) -> int:
 # From losses to scores: what computes the numbers. The rest reads data, asks, compares, shows.
 CORE = {
     *("parameters", "losses", "objective", "risk", "meaning", "linalg", "gradients", "curvature"),
-    *("engine", "methods"),
+    *("engine", "methods", "weighing"),
 }
 
 

@@ -110,7 +110,7 @@ def refused(tmp_path, error, match, scores, **options):
 
 def test_refusals_leave_nothing_behind(tmp_path):
     likeness = Meaning("similarity", "minus input distance", 0, change=False)
-    refused(tmp_path, InputError, "Similarity of inputs", made(meaning=likeness))
+    refused(tmp_path, InputError, "no effect of removal", made(meaning=likeness))
     refused(tmp_path, InputError, "margin", made(meaning=Meaning("margin", "logits", -1)))
     refused(tmp_path, InputError, "k must be at least 1", made(), k=0)
     refused(tmp_path, DataError, "3 labels for 2 queries", made(), labels=[1, 2, 3])

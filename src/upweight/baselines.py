@@ -1,11 +1,15 @@
-"""Baselines: similarities of inputs, beside which influence must show what it adds."""
+"""Baselines in the layout of scores, beside which influence must show what it adds."""
 
 import numpy as np
+from torch import Tensor
 
 from upweight.bars import track
+from upweight.budget import in_steps
 from upweight.data import Data
+from upweight.gradients import batch_rows
 from upweight.meaning import Meaning
 from upweight.methods import Baseline
+from upweight.objective import Measure, require_finite
 from upweight.risk import Risk
 from upweight.sinks import MatrixSink
 
@@ -13,15 +17,29 @@ __all__ = ["compare", "meaning_of"]
 
 
 def meaning_of(baseline: Baseline) -> Meaning:
-    """What a baseline's values say: a similarity, neither helpful nor harmful."""
-    return Meaning(f"{baseline.name}_similarity", baseline.unit, 0, change=False)
+    """What a baseline's values say: neither helpful nor harmful."""
+    return Meaning(baseline.quantity, baseline.unit, 0, change=False)
 
 
-def compare(baseline: Baseline, risk: Risk, queries: Data) -> np.ndarray:
-    """Similarities of queries and training examples, ``[q, N]``."""
-    sink = MatrixSink(len(queries), len(risk.data), risk.objective.space.dtype)
-    asked = risk.objective.place(queries.rows())
-    for batch, _ in track(risk.batches(4096), baseline.name):
-        block = baseline.similarity(asked.inputs, batch.inputs)
-        sink.write(int(batch.positions[0]), block)
+def compare(baseline: Baseline, risk: Risk, queries: Data, measure: Measure) -> np.ndarray:
+    """A baseline's values for queries and training examples, ``[q, N]``.
+
+    Raises:
+        InputError: these data or this model have no such values.
+        NonFiniteError: naming the row.
+    """
+    likeness = baseline.likeness(risk, queries, measure)
+    examples, size = len(risk.data), batch_rows(risk)
+    sink = MatrixSink(len(queries), examples, risk.objective.space.dtype)
+
+    def step(start: int, stop: int) -> Tensor:
+        batch, _ = risk.rows(start, stop)
+        block = likeness(batch)
+        require_finite(block.T, f"The baseline {baseline.name!r}", batch)
+        return block
+
+    start = 0
+    for block in track(in_steps(examples, size, step), baseline.name, -(-examples // size)):
+        sink.write(start, block)
+        start += block.shape[1]
     return sink.matrix

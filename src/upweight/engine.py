@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import final
+from typing import NamedTuple, final
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from upweight.sinks import Sink, widened
 __all__ = [
     "Job",
     "Rescale",
+    "Rescaling",
+    "Scales",
     "locate_nonfinite",
     "located",
     "query_batches",
@@ -32,8 +34,24 @@ __all__ = [
     "self_influence",
 ]
 
-Rescale = Callable[[Objective, Batch], Tensor]
 Rows = Tensor | BlockRows
+
+
+@final
+class Scales(NamedTuple):
+    """Factors ``[b]`` on what is removed with an example.
+
+    Attributes:
+        loss: on the gradient of its loss.
+        l2: on its L2 part, where it has one.
+    """
+
+    loss: Tensor
+    l2: Tensor
+
+
+Rescale = Callable[[Seen], Scales]
+Rescaling = Callable[[Inverse, Risk], Rescale]
 
 
 @final
@@ -44,8 +62,7 @@ class Job:
     Attributes:
         rows: preconditioned queries s_q = ∇m(q) H⁻¹, ``[q, p]`` or block by block.
         sink: takes the blocks.
-        rescale: a factor ``[b]`` on each example's gradient, for the ablations; the L2 part is left
-            out then.
+        rescale: factors on each example's gradient.
     """
 
     rows: Rows
@@ -153,7 +170,8 @@ def score(training: TrainingGradients, jobs: Sequence[Job], *, first: int = 0) -
             if job.rescale is None:
                 products = products + extra
             else:
-                products = products * job.rescale(training.risk.objective, seen.batch())
+                scales = job.rescale(seen)
+                products = products * scales.loss + extra * scales.l2
             if not bool(torch.isfinite(products.sum())):
                 require_finite(products.T, "The gradient product", seen.batch())
             found.append(removal_score(products, seen.share))

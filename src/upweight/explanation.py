@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import final
 
 import numpy as np
@@ -14,7 +15,7 @@ from upweight.data import Data
 from upweight.engine import Job, located, query_gradients, score
 from upweight.errors import InputError, NumericalError
 from upweight.linalg import BlockRows
-from upweight.meaning import meaning_of
+from upweight.meaning import Meaning, meaning_of
 from upweight.methods import Baseline
 from upweight.objective import Measure
 from upweight.prepared import Prepared
@@ -46,8 +47,17 @@ class Question:
         self.identity = made.identity_of(queries, self.measure)
 
     def rescale(self) -> engine.Rescale | None:
-        """The factor of an ablation."""
-        return self.made.fitted.rescale
+        """The method's factors on training gradients."""
+        made = self.made
+        rescaling = made.fitted.rescale
+        with located(made.risk):
+            return None if rescaling is None else rescaling(made.inverse, made.risk)
+
+    @property
+    def meaning(self) -> Meaning:
+        """What the scores say."""
+        found, per = meaning_of(self.made.objective, self.measure), self.made.fitted.per
+        return replace(found, unit=f"{found.unit} per {per}") if per else found
 
     def precondition(self) -> tuple[Tensor | BlockRows, Provenance]:
         """Rows s_q, and how they came about."""
@@ -63,7 +73,7 @@ class Question:
             self.queries.ids,
             made.data.ids,
             shares=made.shares,
-            meaning=meaning_of(made.objective, self.measure),
+            meaning=self.meaning,
             provenance=provenance,
         )
 
@@ -84,12 +94,12 @@ def explain(asked: Question) -> Scores:
 
 
 def compare(asked: Question, baseline: Baseline) -> Scores:
-    """Similarities of a baseline in the layout of scores."""
+    """What a baseline says, in the layout of scores."""
     made, queries = asked.made, asked.queries
-    caveats = ("a similarity, not a change on removal",)
+    caveats = ("a similarity or ranking, not a change on removal",)
     nothing = torch.full((len(queries),), torch.nan)
     return Scores(
-        baselines.compare(baseline, made.risk, queries),
+        baselines.compare(baseline, made.risk, queries, asked.measure),
         queries.ids,
         made.data.ids,
         shares=made.shares,
@@ -136,7 +146,7 @@ def extremes(asked: Question, k: int) -> Extremes:
         largest_ids=ids[first.cpu().numpy()],
         smallest=smallest.cpu().double().numpy(),
         smallest_ids=ids[last.cpu().numpy()],
-        meaning=meaning_of(made.objective, asked.measure),
+        meaning=asked.meaning,
         provenance=provenance,
     )
 
@@ -169,12 +179,13 @@ def sweep(asked: Question, dampings: Sequence[float] | None) -> Sweep:
             inverse = method.invert(base, damping)
             solution = inverse.precondition(gradients)
             rows = solution.value if asked.accept else solution.require()
+            rescale = method.rescale and method.rescale(inverse, made.risk)
         except NumericalError as error:
             refused[damping] = str(error)
             continue
         caveats = (*inverse.notes, *solution.caveats())
         sink = asked.sink()
-        jobs.append(Job(rows, sink, method.rescale))
+        jobs.append(Job(rows, sink, rescale))
         provenance = made.provenance(asked.identity, solution.residual, caveats, damping)
         found[damping] = asked.scores(sink.matrix, provenance)
     if not jobs:

@@ -32,7 +32,7 @@ class Meaning:
         unit: of the measure.
         helpful: +1 when a positive score means helpful, −1 when it means harmful, 0 when a
             user's own measure does not say.
-        change: whether it is a change on removal; a baseline's similarity is not.
+        change: whether it is a change on removal; what a baseline says is not.
     """
 
     measure: str
@@ -48,7 +48,8 @@ class Meaning:
     def sentence(self) -> str:
         """One sentence for a person."""
         if not self.change:
-            return f"Similarity of inputs ({self.unit}): larger = more alike, no effect of removal."
+            words = self.measure.replace("_", " ").capitalize()
+            return f"{words} ({self.unit}): larger comes first. A baseline, no effect of removal."
         says = {
             1: "positive = helpful, negative = harmful",
             -1: "positive = harmful, negative = helpful",

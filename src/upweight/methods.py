@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from upweight.bm25 import bm25
 from upweight.curvature import Fit, Sketch, curvature
 from upweight.data import Batch, Data
-from upweight.engine import Rescale
+from upweight.engine import Rescaling
 from upweight.errors import InputError
 from upweight.gradients import last_layer
 from upweight.linalg import (
@@ -26,9 +27,19 @@ from upweight.linalg import (
     Spectral,
     Status,
 )
-from upweight.objective import Objective
+from upweight.neighbours import (
+    Likeness,
+    cosine,
+    embedding,
+    gradient_norm,
+    negative_distance,
+    negative_margin,
+    random,
+    training_loss,
+)
+from upweight.objective import Measure, Objective
 from upweight.risk import Risk
-from upweight.sources import leaves
+from upweight.weighing import per_parameter_change, per_self_influence, without_loss
 
 __all__ = ["METHODS", "Baseline", "Method", "resolve_method"]
 
@@ -43,7 +54,9 @@ class Method:
         summary: one line for a person.
         curvature: a name in ``CURVATURES``, or a function that fits one to a Risk.
         solver: how the curvature is inverted; None for the identity in place of H⁻¹.
-        rescale: a factor on each training gradient (ablations only).
+        rescale: from the inverse and the training data, factors on each training gradient; scores
+            then rank, and no longer predict a change.
+        per: what the scores are divided by so, in words or as a formula.
         part: names of the parameters that are looked at, from the objective and an example; all of
             them by default.
 
@@ -56,7 +69,8 @@ class Method:
     summary: str
     curvature: str | Fit = "hessian"
     solver: Solver | None = None
-    rescale: Rescale | None = None
+    rescale: Rescaling | None = None
+    per: str = ""
     part: Callable[[Objective, Batch], Sequence[str]] | None = None
 
     def looks_at(self, objective: Objective, data: Data) -> Objective:
@@ -110,19 +124,28 @@ class Method:
 @final
 @dataclass(frozen=True)
 class Baseline:
-    """A similarity of inputs, with no gradient and no unit of loss.
+    """A similarity or a ranking, of no predicted effect: what influence is to be compared with.
 
     Attributes:
-        name: as in tables.
+        name: as in tables and on the command line.
         summary: one line for a person.
+        quantity: what its values are, as a name of a column.
         unit: of its values.
-        similarity: (query inputs, training inputs) -> ``[q, n]``, larger = more alike.
+        likeness: (training data, queries, measure) -> (training batch -> ``[q, b]``), larger =
+            first; what depends on queries and on all of the data is done once.
+
+    Example:
+        >>> def shorter(risk, queries, measure):
+        ...     return lambda batch: -batch.inputs[0].norm(dim=1).expand(len(queries), -1)
+        >>> Baseline("length", "minus the input's length", "length", "input", shorter).unit
+        'input'
     """
 
     name: str
     summary: str
+    quantity: str
     unit: str
-    similarity: Callable[[Any, Any], Tensor]
+    likeness: Callable[[Risk, Data, Measure], Likeness]
 
 
 @final
@@ -164,37 +187,6 @@ class GivenInverse(Solver):
         return _Given(product, operator)
 
 
-def _without_loss(objective: Objective, batch: Batch) -> Tensor:
-    """1/(1 − exp(−ℓ)): divides out how badly the example is fitted, leaving −y x for logistic.
-
-    For cross-entropy 1 − exp(−ℓ) is the probability of the other classes, the factor by which
-    Figure 1 of Koh & Liang (2017) shows training loss to matter.
-    """
-    if objective.loss.unit != "nats":
-        raise InputError(
-            "The ablation 'no train loss' is defined for cross-entropies. Use another method."
-        )
-    with torch.no_grad():
-        losses = objective.losses(objective.space.values(), batch)
-    return 1 / -torch.expm1(-losses).clamp_max(-torch.finfo(losses.dtype).tiny)
-
-
-def _negative_distance(queries: Any, train: Any) -> Tensor:
-    """−‖x_q − x_i‖ over all floating inputs."""
-    flat = []
-    for part in (queries, train):
-        floating = [x.flatten(1) for x in leaves(part) if x.is_floating_point()]
-        if not floating:
-            raise InputError("The inputs are integers (token ids?), which have no distance.")
-        flat.append(torch.cat(floating, dim=1))
-    if flat[0].shape[1] != flat[1].shape[1]:
-        raise InputError(
-            f"Queries of {flat[0].shape[1]} numbers and examples of {flat[1].shape[1]} have no "
-            "distance. Bring them to one size."
-        )
-    return -torch.cdist(flat[0], flat[1])
-
-
 _CG = CG(preconditioner=Sketch())
 
 METHODS: dict[str, Method | Baseline] = {
@@ -228,15 +220,59 @@ METHODS: dict[str, Method | Baseline] = {
             "exact, each gradient divided by its misfit (ablation)",
             "hessian",
             Cholesky(),
-            _without_loss,
+            without_loss,
         ),
-        Method("neither", "no Hessian and no train loss (ablation)", rescale=_without_loss),
+        Method("neither", "no Hessian and no train loss (ablation)", rescale=without_loss),
+        Method(
+            "relatif",
+            "ekfac, per parameter change of each example: outliers no longer lead",
+            "ekfac",
+            Spectral(),
+            per_parameter_change,
+            "‖H⁻¹∇ℓ‖",
+        ),
+        Method(
+            "l_relatif",
+            "ekfac, per root of each example's self-influence",
+            "ekfac",
+            Spectral(),
+            per_self_influence,
+            "√(∇ℓH⁻¹∇ℓ)",
+        ),
+        Baseline("cosine", "cosine of gradients", "gradient_similarity", "cosine", cosine),
+        Baseline(
+            "embedding",
+            "cosine of the last layer's inputs",
+            "embedding_similarity",
+            "cosine",
+            embedding,
+        ),
         Baseline(
             "euclidean",
             "minus the distance between inputs",
+            "euclidean_similarity",
             "minus input distance",
-            _negative_distance,
+            negative_distance,
         ),
+        Baseline("bm25", "shared tokens, rare ones first", "bm25_similarity", "BM25", bm25),
+        Baseline(
+            "loss", "training loss, alike for all queries", "training_loss", "loss", training_loss
+        ),
+        Baseline(
+            "gradient_norm",
+            "length of training gradients, alike for all queries",
+            "training_gradient_norm",
+            "loss per parameter",
+            gradient_norm,
+        ),
+        Baseline(
+            "margin",
+            "minus the training margin, alike for all queries",
+            "minus_training_margin",
+            "logits",
+            negative_margin,
+        ),
+        Baseline("random", "random numbers, seeded", "random_number", "0 to 1", random),
     )
 }
 

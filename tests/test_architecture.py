@@ -25,6 +25,7 @@ LAYERS = [
     {"objective"},
     {"risk", "meaning", "guard", "sinks"},
     {"linalg"},
+    {"keepers"},
     {"gradients"},
     {"curvature"},
     {"engine", "scores", "audits", "damping", "factors"},

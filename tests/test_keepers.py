@@ -10,7 +10,8 @@ from torch import nn
 
 import upweight as uw
 from upweight import errors
-from upweight.gradients import DirectoryKeeper, TrainingGradients, last_layer, observe, per_example
+from upweight.gradients import TrainingGradients, last_layer, observe, per_example
+from upweight.keepers import DirectoryKeeper
 from upweight.linalg import DenseGradients
 from upweight.risk import Risk
 
@@ -95,7 +96,7 @@ def test_a_damaged_file_is_named_and_a_killed_write_leaves_none(tmp_path, monkey
         place.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("upweight.gradients.keepers.save_file", full)
+    monkeypatch.setattr("upweight.keepers.save_file", full)
     with pytest.raises(errors.StoreError, match="No space left"):
         list(TrainingGradients(inf.risk, kept(inf, tmp_path / "h")).each(lambda seen: 0, ""))
     assert [p.name for p in (tmp_path / "h").iterdir()] == ["manifest.json"]

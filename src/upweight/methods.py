@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from upweight.bm25 import bm25
-from upweight.curvature import Fit, Sketch, curvature
+from upweight.curvature import FirstOf, Fit, Leading, Sketch, curvature
 from upweight.data import Batch, Data
 from upweight.engine import Rescaling
 from upweight.errors import InputError
@@ -187,7 +187,7 @@ class GivenInverse(Solver):
         return _Given(product, operator)
 
 
-_CG = CG(preconditioner=Sketch())
+_CG = CG(preconditioner=FirstOf((Sketch(), Leading())))
 
 METHODS: dict[str, Method | Baseline] = {
     row.name: row

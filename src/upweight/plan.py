@@ -13,13 +13,13 @@ from upweight.budget import budget
 from upweight.curvature import Fit, curvature, kronecker_fit
 from upweight.engine import Job, score
 from upweight.gradients import (
-    DirectoryKeeper,
     TrainingGradients,
     batch_rows,
     layout_of,
     linear_form,
     per_example,
 )
+from upweight.keepers import DirectoryKeeper
 from upweight.linalg import CG, BlockRows, Cholesky, Inverse, LiSSA, Spectral
 from upweight.methods import Baseline, Method
 from upweight.prepared import Prepared

@@ -16,8 +16,9 @@ from upweight.engine import located, query_gradients
 from upweight.errors import InputError
 from upweight.factors import load_factors, save_factors
 from upweight.fingerprints import fingerprint
-from upweight.gradients import DirectoryKeeper, TrainingGradients, per_example
+from upweight.gradients import TrainingGradients, per_example
 from upweight.guard import Guard
+from upweight.keepers import DirectoryKeeper
 from upweight.linalg import BlockRows, Inverse, Operator
 from upweight.methods import Baseline, Method, resolve_method
 from upweight.objective import Measure, Objective

@@ -1,11 +1,12 @@
 """Curvature: fitted over the data, represented as a linalg operator."""
 
 from upweight.curvature.kronecker import EKFAC, KFAC
+from upweight.curvature.leading import Leading
 from upweight.curvature.linear import LinearCurvature
 from upweight.curvature.merging import merged
 from upweight.curvature.moments import Axes, Expand, Gradient, Moments, Reduce
 from upweight.curvature.names import CURVATURES, Fit, curvature, kronecker_fit
-from upweight.curvature.preconditioner import Sketch
+from upweight.curvature.preconditioner import FirstOf, Sketch
 from upweight.curvature.products import EmpiricalFisher, Fisher, GaussNewton, Hessian
 from upweight.curvature.slopes import Columns, Draws, Labels, Slopes
 
@@ -18,12 +19,14 @@ __all__ = [
     "Draws",
     "EmpiricalFisher",
     "Expand",
+    "FirstOf",
     "Fisher",
     "Fit",
     "GaussNewton",
     "Gradient",
     "Hessian",
     "Labels",
+    "Leading",
     "LinearCurvature",
     "Moments",
     "Reduce",

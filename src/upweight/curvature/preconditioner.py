@@ -1,5 +1,6 @@
 """A preconditioner for conjugate gradients on linear models, made from a sample of the data."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -10,7 +11,31 @@ from upweight.curvature.linear import LinearCurvature
 from upweight.linalg import Operator, Shifted
 from upweight.linalg.values import join_blocks, split_rows
 
-__all__ = ["Sketch"]
+__all__ = ["FirstOf", "Sketch"]
+
+Maker = Callable[[Operator, int], Operator | None]
+
+
+@final
+@dataclass(frozen=True)
+class FirstOf:
+    """The first preconditioner of several that there is for an operator.
+
+    Args:
+        makers: functions of (A, number of rows to solve).
+
+    Example:
+        >>> from upweight.linalg import Dense
+        >>> FirstOf((Sketch(),))(Dense(torch.eye(2)), 10) is None
+        True
+    """
+
+    makers: tuple[Maker, ...]
+
+    def __call__(self, operator: Operator, rows: int) -> Operator | None:
+        """The first that one of them makes, or None."""
+        found = (maker(operator, rows) for maker in self.makers)
+        return next((one for one in found if one is not None), None)
 
 
 @final

@@ -2,26 +2,34 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, final
 
+import torch
 from torch import Tensor
 from torch.func import grad
 
 from upweight.data import Batch
+from upweight.errors import LossError
 from upweight.gradients import (
     AutogradGradients,
+    Layout,
+    Observation,
+    layout_of,
     map_rows,
     math_attention,
     pull_back,
     push_forward,
 )
 from upweight.linalg import MeanOperator
+from upweight.linalg.rows import rows_of
 from upweight.objective import Objective
 from upweight.risk import Risk
 
 __all__ = ["EmpiricalFisher", "Fisher", "GaussNewton", "Hessian"]
 
 Product = Callable[[Tensor], Tensor]
+PASSES = 3
 
 
 class _RiskCurvature(MeanOperator):
@@ -105,6 +113,37 @@ class GaussNewton(_RiskCurvature):
     """
 
     def product(self, batch: Batch, share: Tensor) -> Product:
+        """By the layers' factors where that is cheaper, otherwise by both modes of autograd.
+
+        Factors cost a backward pass per column of the loss's root, and hardly more for more rows;
+        autograd costs about three passes per row.
+        """
+        layout = self._layout
+        columns = None if layout.general else self._columns(batch)
+
+        def either(rows: Tensor) -> Tensor:
+            if columns is None or columns + 1 > PASSES * len(rows):
+                return self._by_modes(batch, share)(rows)
+            return _by_factors(self.risk.objective, layout, batch, share)(rows)
+
+        return either
+
+    @cached_property
+    def _layout(self) -> Layout:
+        first, _ = self.risk.rows(0, min(16, len(self.risk.data)))
+        return layout_of(self.risk.objective, first)
+
+    def _columns(self, batch: Batch) -> int | None:
+        """Columns of the loss's root at the outputs; None where they are many or unknown."""
+        objective, one = self.risk.objective, batch.part(slice(0, 1))
+        try:
+            with torch.no_grad():
+                outputs = objective.call(one)
+            return len(objective.loss.columns(outputs, one.targets))
+        except LossError:
+            return None
+
+    def _by_modes(self, batch: Batch, share: Tensor) -> Product:
         """Forward mode to the outputs, the loss's curvature there, reverse mode back."""
         objective = self.risk.objective
         outputs, row = _at(objective, batch)
@@ -121,6 +160,30 @@ class GaussNewton(_RiskCurvature):
             return product
 
         return lambda rows: map_rows(single, rows)
+
+
+def _by_factors(objective: Objective, layout: Layout, batch: Batch, share: Tensor) -> Product:
+    """VᵀV of the rows √share_i J_iᵀ b, over examples i and columns b of the loss's root."""
+    with torch.enable_grad():
+        seen = Observation(objective, layout, batch)
+        slopes = objective.loss.columns(seen.outputs, batch.targets)
+    root = share.sqrt().view(-1, *[1] * (slopes[0].dim() - 1))
+    found = [seen.pulled(s * root, keep=k + 1 < len(slopes)) for k, s in enumerate(slopes)]
+    parts = [
+        (block, rows_of(block, [one.terms[place] for one in found]))
+        for place, block in enumerate(layout.blocks)
+    ]
+    known = [(block, part) for block, part in parts if part is not None]
+
+    def product(rows: Tensor) -> Tensor:
+        total = torch.zeros_like(rows)
+        weights = sum(part.dot(block.read(rows)) for block, part in known)
+        assert isinstance(weights, Tensor)
+        for block, part in known:
+            block.write(total, part.combine(weights.T))
+        return total
+
+    return product
 
 
 @final

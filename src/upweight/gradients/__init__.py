@@ -9,7 +9,6 @@ from upweight.gradients.autograd import (
 )
 from upweight.gradients.capture import Layout, Observation, layout_of, observe
 from upweight.gradients.inputs import mixed_derivative
-from upweight.gradients.keepers import DirectoryKeeper, Keeper, MemoryKeeper
 from upweight.gradients.last import last_layer
 from upweight.gradients.linear import LinearForm, linear_form, residual
 from upweight.gradients.provide import dense_gradients, per_example
@@ -20,13 +19,10 @@ from upweight.linalg import DenseGradients, FactoredGradients, Gradients
 __all__ = [
     "AutogradGradients",
     "DenseGradients",
-    "DirectoryKeeper",
     "FactoredGradients",
     "Gradients",
-    "Keeper",
     "Layout",
     "LinearForm",
-    "MemoryKeeper",
     "Observation",
     "Seen",
     "TrainingGradients",

@@ -11,9 +11,9 @@ from upweight.bars import track
 from upweight.budget import budget, in_steps
 from upweight.data import Batch
 from upweight.gradients.capture import layout_of
-from upweight.gradients.keepers import Keeper, MemoryKeeper
 from upweight.gradients.linear import linear_form
 from upweight.gradients.provide import per_example
+from upweight.keepers import Keeper, MemoryKeeper
 from upweight.linalg.values import Gradients
 from upweight.risk import Risk
 

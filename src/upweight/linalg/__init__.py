@@ -16,6 +16,7 @@ from upweight.linalg.operator import Dense, Identity, MeanOperator, Operator, Sh
 from upweight.linalg.solution import Solution, Status
 from upweight.linalg.solver import Inverse, Solver
 from upweight.linalg.values import DenseGradients, FactoredGradients, Gradients
+from upweight.linalg.woodbury import Woodbury
 
 __all__ = [
     "CG",
@@ -45,4 +46,5 @@ __all__ = [
     "Spectra",
     "Spectral",
     "Status",
+    "Woodbury",
 ]

@@ -1,0 +1,149 @@
+"""A preconditioner for networks: the rows that make up most of a Gauss-Newton matrix, exactly."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from upweight.budget import budget
+from upweight.curvature.products import GaussNewton
+from upweight.data import Batch
+from upweight.errors import LossError
+from upweight.gradients import Layout, Observation, batch_rows, layout_of
+from upweight.linalg import BlockGradients, Operator, Shifted, Woodbury
+from upweight.linalg.blocks import form, pieces
+from upweight.linalg.rows import RowPart, rows_of
+from upweight.risk import Risk
+
+__all__ = ["Leading"]
+
+FEW_OUTPUTS = 32
+
+
+@final
+@dataclass(frozen=True)
+class Leading:
+    """(λ + Σ_k v_k v_kᵀ)⁻¹ over the m longest of the rows v that add up to the Gauss-Newton matrix.
+
+    The matrix is Σ_i share_i J_iᵀ B_i B_iᵀ J_i + Λ with roots B_i of the loss's curvature at the
+    outputs: rows v = √share_i J_iᵀ b for every example and column b. Of a trained network a few of
+    them hold most of its trace. Conjugate gradients correct for the others, so the choice decides
+    the number of steps and not the answer.
+
+    Args:
+        rows: m at most; fewer where they would take more than a quarter of the memory budget.
+
+    Example:
+        >>> from torch import nn
+        >>> from upweight import Data, Objective
+        >>> from upweight.linalg import CG
+        >>> model = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2))
+        >>> data = Data.of((torch.eye(3), torch.tensor([0, 1, 1])))
+        >>> matrix = GaussNewton(Risk(Objective(model, "cross_entropy", l2=0.1), data))
+        >>> CG(preconditioner=Leading()).init(matrix).solve(torch.ones(1, 14)).steps
+        1
+    """
+
+    rows: int = 4000
+
+    def __call__(self, operator: Operator, rows: int) -> Operator | None:
+        """The preconditioner of a Gauss-Newton matrix, or None of anything else."""
+        shift = operator.shift if isinstance(operator, Shifted) else 0.0
+        base = operator.base if isinstance(operator, Shifted) else operator
+        if not isinstance(base, GaussNewton):
+            return None
+        risk = base.risk
+        layout = layout_of(risk.objective, risk.rows(0, min(16, len(risk.data)))[0])
+        l2 = risk.objective.l2
+        shifts = [float(l2[block.weight]) + shift for block in layout.blocks]
+        if min(shifts) <= 0 or layout.general:
+            return None
+        try:
+            chosen = _Chosen(risk, layout, self._most(risk, layout))
+            return Woodbury(layout.blocks, chosen.rows(), shifts)
+        except LossError:  # a loss without roots
+            return None
+
+    def _most(self, risk: Risk, layout: Layout) -> int:
+        """Rows that fit, with the kernel between them, into a quarter of the budget."""
+        one = Observation(risk.objective, layout, risk.rows(0, 1)[0]).gradients()
+        parts = [rows_of(b, [terms]) for b, terms in zip(one.blocks, one.terms, strict=True)]
+        row = float(sum(part.bytes() for part in parts if part is not None))
+        room, item = budget() // 4, one.like.element_size()
+        most = ((row**2 + 4 * item * room) ** 0.5 - row) / (2 * item)
+        return max(1, min(self.rows, int(most)))
+
+
+@final
+class _Chosen:
+    """The longest rows of a risk's Gauss-Newton matrix.
+
+    Args:
+        risk: objective and data.
+        layout: how its parameters are seen.
+        most: how many.
+    """
+
+    def __init__(self, risk: Risk, layout: Layout, most: int) -> None:
+        self.risk, self.layout = risk, layout
+        self.size = batch_rows(risk)
+        lengths = torch.cat([self._lengths(*part) for part in risk.batches(self.size)])
+        self.columns = lengths.shape[1]
+        most = min(most, lengths.numel())
+        self.places = lengths.flatten().topk(most).indices.sort().values.cpu()
+
+    def _slopes(self, seen: Observation) -> list[Tensor]:
+        loss, outputs, targets = self.risk.objective.loss, seen.outputs, seen.batch.targets
+        return loss.columns(outputs, targets)
+
+    def _lengths(self, batch: Batch, share: Tensor) -> Tensor:
+        """‖v‖² of every example and column, ``[b, c]``."""
+        seen = Observation(self.risk.objective, self.layout, batch)
+        slopes = self._slopes(seen)
+        found = [
+            _squared_norms(seen.pulled(slope, keep=k + 1 < len(slopes)))
+            for k, slope in enumerate(slopes)
+        ]
+        return torch.stack(found, 1) * share[:, None]
+
+    def _parts(self) -> Iterator[BlockGradients]:
+        for places in self.places.split(self.size):
+            batch, share = self.risk.at(places // self.columns)
+            seen = Observation(self.risk.objective, self.layout, batch)
+            stacked = torch.stack(self._slopes(seen))
+            slope = stacked[places % self.columns, torch.arange(len(places))]
+            root = share.sqrt().view(-1, *[1] * (slope.dim() - 1))
+            yield seen.pulled(slope * root)
+
+    def rows(self) -> list[RowPart | None]:
+        """All of them, block by block."""
+        found = [
+            [rows_of(block, [terms]) for block, terms in zip(part.blocks, part.terms, strict=True)]
+            for part in self._parts()
+        ]
+        return [_joined(parts) for parts in zip(*found, strict=True)]
+
+
+def _squared_norms(gradients: BlockGradients) -> Tensor:
+    """‖g‖² of every gradient, ``[n]``."""
+    total = gradients.like.new_zeros(gradients.count)
+    for block, terms in zip(gradients.blocks, gradients.terms, strict=True):
+        if len(terms) == 1 and terms[0].positions == 1 and not terms[0].indexed:
+            left, right = (f[:, :, 0].square().sum(2) for f in (terms[0].left, terms[0].right))
+            total += (left * (right + 1 if terms[0].ones else right)).sum(0)
+        elif terms:
+            for piece in pieces(gradients.count, block.size * total.element_size()):
+                formed = form([term.part(piece) for term in terms], block.outputs)
+                total[piece] += formed.square().flatten(1).sum(1)
+    return total
+
+
+def _joined(parts: Sequence[RowPart | None]) -> RowPart | None:
+    """The rows of all batches in one block."""
+    known = [part for part in parts if part is not None]
+    if not known:
+        return None
+    assert len(known) == len(parts)
+    return known[0].joined(known[1:])

@@ -1,0 +1,162 @@
+"""Gauss-Newton products by the layers' factors, and the preconditioner made of its longest rows."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import upweight as uw
+from upweight.curvature import GaussNewton, Hessian, Leading, products
+from upweight.errors import IndefiniteError
+from upweight.gradients import Observation, layout_of, observe
+from upweight.linalg import CG, Block, Outer, Woodbury
+from upweight.linalg.rows import FormedRows, ProductRows, rows_of
+from upweight.risk import Risk
+
+
+class Tokens(nn.Module):
+    """Lookups, a norm, positions and a head, whose weights are used once and often."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(7, 4)
+        self.norm = nn.LayerNorm(4)
+        self.mix = nn.Conv1d(4, 4, 2, groups=2)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, tokens):
+        return self.head(torch.tanh(self.mix(self.norm(self.embed(tokens)).mT).mean(2)))
+
+
+def risk(loss="cross_entropy", l2=0.1, n=11):
+    torch.manual_seed(0)
+    model = Tokens().double()
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(7, (n, 5), generator=generator)
+    if loss == "cross_entropy":
+        labels = torch.randint(3, (n,), generator=generator)
+    else:
+        labels = torch.randn(n, 3, generator=generator).double()
+    weights = torch.rand(n, generator=generator)
+    data = uw.Data.of((tokens, labels), weights=weights, batch_size=4)
+    return Risk(uw.Objective(model, loss, l2=l2), data)
+
+
+LOSSES = ["cross_entropy", "mean_squared_error"]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("count", [1, 2, 40])
+def test_products_by_factors_are_those_of_both_modes_of_autograd(loss, count, monkeypatch):
+    matrix = GaussNewton(risk(loss))
+    rows = torch.randn(count, matrix.size, generator=torch.Generator().manual_seed(1)).double()
+    monkeypatch.setattr(products, "PASSES", 0)
+    by_modes = matrix.apply(rows)
+    monkeypatch.setattr(products, "PASSES", 1000)
+    monkeypatch.setattr(GaussNewton, "_by_modes", None)
+    torch.testing.assert_close(matrix.apply(rows), by_modes, rtol=1e-9, atol=1e-12)
+
+
+def test_losses_without_roots_and_layers_without_rules_go_through_autograd(monkeypatch):
+    monkeypatch.setattr(products, "PASSES", 1000)
+    own = uw.Objective(Tokens().double(), lambda z, y: z.logsumexp(1) - z[torch.arange(len(y)), y])
+    data = risk().data
+    rows = torch.randn(3, own.space.size).double()
+    named = GaussNewton(Risk(uw.Objective(own.model, "cross_entropy"), data)).apply(rows)
+    torch.testing.assert_close(GaussNewton(Risk(own, data)).apply(rows), named)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    n=st.integers(1, 5), c=st.integers(1, 3), o=st.integers(1, 4), i=st.integers(1, 4),
+    q=st.integers(1, 3), ones=st.booleans(), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_rows_in_factors_are_their_matrices(n, c, o, i, q, ones, seed):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator).double()
+
+    right = draw(1, n, 1, i)
+    columns = [[Outer(draw(1, n, 1, o), right, ones)] for _ in range(c)]
+    block = Block("w", 1, o, i + ones, 0, o * i if ones else None)
+    found = rows_of(block, columns)
+    assert isinstance(found, ProductRows)
+    full = torch.cat([right, torch.ones(1, n, 1, 1).double()], 3) if ones else right
+    matrices = torch.stack(
+        [terms[0].left[0, k, 0, :, None] * full[0, k, 0] for k in range(n) for terms in columns]
+    )[:, None]
+    formed = FormedRows(matrices)
+    rows, weights = draw(q, 1, o, i + ones), draw(q, n * c)
+    torch.testing.assert_close(found.dot(rows), formed.dot(rows))
+    torch.testing.assert_close(found.combine(weights), formed.combine(weights))
+    torch.testing.assert_close(found.gram(), formed.gram())
+    twice = found.joined([found])
+    torch.testing.assert_close(twice.gram(), FormedRows(torch.cat([matrices, matrices])).gram())
+    assert found.bytes() == (n * c * o + n * i) * 8
+
+
+def test_woodbury_is_the_inverse():
+    asked = risk()
+    batch, _ = asked.rows(0, 6)
+    gradients = observe(asked.objective, batch).gradients()
+    parts = [rows_of(b, [t]) for b, t in zip(gradients.blocks, gradients.terms, strict=True)]
+    shifts = [0.5 + 0.1 * k for k in range(len(parts))]
+    found = Woodbury(gradients.blocks, parts, shifts)
+    diagonal = torch.zeros(asked.objective.space.size).double()
+    for block, shift in zip(gradients.blocks, shifts, strict=True):
+        diagonal[block.places().flatten()] = shift
+    v = gradients.dense()
+    wanted = torch.linalg.inv(torch.diag(diagonal) + v.T @ v)
+    torch.testing.assert_close(found.to_dense(), wanted, rtol=1e-9, atol=1e-11)
+    with pytest.raises(IndefiniteError, match="only where the diagonal is positive"):
+        Woodbury(gradients.blocks, parts, [0.0, *shifts[1:]])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_all_rows_make_the_exact_inverse_and_one_step(loss):
+    matrix = GaussNewton(risk(loss)) + 0.05
+    found = Leading(10_000)(matrix, 5)
+    wanted = torch.linalg.inv(matrix.to_dense())
+    torch.testing.assert_close(found.to_dense(), wanted, rtol=1e-7, atol=1e-9)
+    rows = torch.randn(2, matrix.size, generator=torch.Generator().manual_seed(1)).double()
+    assert CG(preconditioner=Leading(10_000)).init(matrix).solve(rows).steps == 1
+
+
+def test_few_rows_are_the_longest_and_the_solve_is_exact_all_the_same():
+    asked = risk()
+    matrix = GaussNewton(asked) + 0.01
+    layout = layout_of(asked.objective, asked.rows(0, 4)[0])
+    batch, share = asked.rows(0, 11)
+    seen = Observation(asked.objective, layout, batch)
+    slopes = asked.objective.loss.columns(seen.outputs, batch.targets)
+    every = [seen.pulled(slope * share.sqrt()[:, None], keep=True).dense() for slope in slopes]
+    v = torch.stack(every, 1).flatten(0, 1)
+    longest = v[v.square().sum(1).topk(7).indices]
+    wanted = torch.linalg.inv(
+        longest.T @ longest + (0.11) * torch.eye(matrix.size, dtype=torch.float64)
+    )
+    torch.testing.assert_close(Leading(7)(matrix, 5).to_dense(), wanted, rtol=1e-8, atol=1e-9)
+    rows = torch.randn(3, matrix.size, generator=torch.Generator().manual_seed(1)).double()
+    exact = torch.linalg.solve(matrix.to_dense(), rows.T).T
+    solved = CG(rtol=1e-10, preconditioner=Leading(7)).init(matrix).solve(rows)
+    torch.testing.assert_close(solved.require(), exact, rtol=1e-7, atol=1e-9)
+    plain = CG(rtol=1e-10).init(matrix).solve(rows)
+    assert solved.steps <= plain.steps
+
+
+def test_what_has_no_such_rows_has_no_preconditioner():
+    assert Leading()(Hessian(risk()) + 1.0, 5) is None
+    assert Leading()(GaussNewton(risk(l2=0.0)), 5) is None
+    own = uw.Objective(Tokens().double(), lambda z, y: -z.square().sum(1), l2=0.1)
+    assert Leading()(GaussNewton(Risk(own, risk().data)), 5) is None
+
+
+def test_a_small_budget_takes_fewer_rows(monkeypatch):
+    matrix = GaussNewton(risk()) + 0.05
+    monkeypatch.setattr("upweight.curvature.leading.budget", lambda: 4 * 8000)
+    found = Leading()(matrix, 5)
+    rows = sum(part.bytes() for part in found.parts)
+    assert 1 <= len(found.factor) < 33
+    assert rows + found.factor.nbytes <= 8000

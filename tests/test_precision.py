@@ -378,7 +378,10 @@ class Checkpointed(nn.Module):
 
 @pytest.mark.parametrize(
     ("scaled", "method", "taken"),
-    [(False, "ekfac", True), (False, "ggn", False), (True, "ekfac", False), (True, "cg", False)],
+    [
+        *((False, "ekfac", True), (False, "ggn", True), (False, "exact", False)),
+        *((True, "ekfac", False), (True, "cg", False)),
+    ],
 )
 def test_checkpoints_are_right_or_refused(scaled, method, taken):
     torch.manual_seed(0)

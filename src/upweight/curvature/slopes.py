@@ -7,7 +7,7 @@ gradients G_i is the generalised Gauss-Newton matrix, and with v_i = ∂ℓ_i/�
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor
@@ -70,29 +70,34 @@ class Draws(Slopes):
     """Random slopes: labels drawn from the model, or signs times the root of the curvature.
 
     Args:
-        count: draws of each example; each costs one more backward pass.
+        count: draws of each example; each costs one more backward pass. "auto": two where every
+            weight sees a single position of an example, else one, as every position is a draw.
         seed: of the draws.
     """
 
-    count: int = 1
+    count: int | Literal["auto"] = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.count < 1:
+        if self.count != "auto" and self.count < 1:
             raise InputError(f"At least one draw per example is needed, got {self.count}.")
 
     def gradients(self, seen: Observation) -> Iterator[tuple[BlockGradients, float]]:
         """One after another, from one forward pass."""
         loss, batch = seen.objective.loss, seen.batch
         device = seen.objective.space.device
-        for number in range(self.count):
-            seed = self.seed * 1_000_003 + number
 
-            def noise(shape: torch.Size, seed: int = seed) -> Tensor:
-                return uniform(batch.positions, shape, seed).to(device)
+        def drawn(number: int, *, keep: bool) -> BlockGradients:
+            def noise(shape: torch.Size) -> Tensor:
+                return uniform(batch.positions, shape, self.seed * 1_000_003 + number).to(device)
 
-            slope = loss.draw(seen.outputs, batch.targets, noise)
-            yield seen.pulled(slope, keep=number + 1 < self.count), 1 / self.count
+            return seen.pulled(loss.draw(seen.outputs, batch.targets, noise), keep=keep)
+
+        first = drawn(0, keep=self.count != 1)
+        count = (2 if first.single else 1) if self.count == "auto" else self.count
+        yield first, 1 / count
+        for number in range(1, count):
+            yield drawn(number, keep=number + 1 < count), 1 / count
 
 
 @final

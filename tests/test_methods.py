@@ -362,9 +362,10 @@ def problem(method: object, order: Tensor | None = None, batch_size: int | None 
     return uw.Influence(model, data, loss="cross_entropy", l2=0.1, method=method), queries
 
 
-# What an expansion of queries leaves out depends on the other queries.
+# Drawn labels go by place, and what an expansion of queries leaves out by the other queries.
 RELATIVE = [
-    replace(METHODS[name], solver=uw.Spectral(tolerance=0)) for name in ("relatif", "l_relatif")
+    replace(METHODS[name], curvature="empirical_ekfac", solver=uw.Spectral(tolerance=0))
+    for name in ("relatif", "l_relatif")
 ]
 
 

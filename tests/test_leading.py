@@ -58,6 +58,16 @@ def test_products_by_factors_are_those_of_both_modes_of_autograd(loss, count, mo
     torch.testing.assert_close(matrix.apply(rows), by_modes, rtol=1e-9, atol=1e-12)
 
 
+def test_products_by_factors_stay_within_the_budget(monkeypatch):
+    matrix = GaussNewton(risk())
+    rows = torch.randn(5, matrix.size, generator=torch.Generator().manual_seed(1)).double()
+    whole, sizes, part = matrix.apply(rows), [], products._by_factors
+    monkeypatch.setattr(products, "budget", lambda: 1)
+    monkeypatch.setattr(products, "_by_factors", lambda *a: (sizes.append(len(a[2])), part(*a))[1])
+    torch.testing.assert_close(matrix.apply(rows), whole)
+    assert sizes == [1] * 11
+
+
 def test_losses_without_roots_and_layers_without_rules_go_through_autograd(monkeypatch):
     monkeypatch.setattr(products, "PASSES", 1000)
     own = uw.Objective(Tokens().double(), lambda z, y: z.logsumexp(1) - z[torch.arange(len(y)), y])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
+from upweight.budget import budget
 from upweight.data import Batch
 from upweight.errors import LossError
 from upweight.gradients import (
@@ -124,7 +125,15 @@ class GaussNewton(_RiskCurvature):
         def either(rows: Tensor) -> Tensor:
             if columns is None or columns + 1 > PASSES * len(rows):
                 return self._by_modes(batch, share)(rows)
-            return _by_factors(self.risk.objective, layout, batch, share)(rows)
+            # The factors of all columns are there at once.
+            size = max(1, budget() // 4 // (max(layout.row_bytes // 2, 1) * (columns + 1)))
+            total = torch.zeros_like(rows)
+            for start in range(0, len(batch), size):
+                some = slice(start, start + size)
+                total += _by_factors(
+                    self.risk.objective, layout, batch.part(some), share[some], rows
+                )
+            return total
 
         return either
 
@@ -162,11 +171,12 @@ class GaussNewton(_RiskCurvature):
         return lambda rows: map_rows(single, rows)
 
 
-def _by_factors(objective: Objective, layout: Layout, batch: Batch, share: Tensor) -> Product:
-    """VᵀV of the rows √share_i J_iᵀ b, over examples i and columns b of the loss's root."""
-    with torch.enable_grad():
-        seen = Observation(objective, layout, batch)
-        slopes = objective.loss.columns(seen.outputs, batch.targets)
+def _by_factors(
+    objective: Objective, layout: Layout, batch: Batch, share: Tensor, rows: Tensor
+) -> Tensor:
+    """VᵀV times rows, of V with rows √share_i J_iᵀ b over examples i and columns b of the root."""
+    seen = Observation(objective, layout, batch)
+    slopes = objective.loss.columns(seen.outputs, batch.targets)
     root = share.sqrt().view(-1, *[1] * (slopes[0].dim() - 1))
     found = [seen.pulled(s * root, keep=k + 1 < len(slopes)) for k, s in enumerate(slopes)]
     parts = [
@@ -174,16 +184,12 @@ def _by_factors(objective: Objective, layout: Layout, batch: Batch, share: Tenso
         for place, block in enumerate(layout.blocks)
     ]
     known = [(block, part) for block, part in parts if part is not None]
-
-    def product(rows: Tensor) -> Tensor:
-        total = torch.zeros_like(rows)
-        weights = sum(part.dot(block.read(rows)) for block, part in known)
-        assert isinstance(weights, Tensor)
-        for block, part in known:
-            block.write(total, part.combine(weights.T))
-        return total
-
-    return product
+    total = torch.zeros_like(rows)
+    weights = sum(part.dot(block.read(rows)) for block, part in known)
+    assert isinstance(weights, Tensor)
+    for block, part in known:
+        block.write(total, part.combine(weights.T))
+    return total
 
 
 @final

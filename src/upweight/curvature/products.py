@@ -15,10 +15,10 @@ from upweight.errors import LossError
 from upweight.gradients import (
     AutogradGradients,
     Layout,
-    Observation,
     layout_of,
     map_rows,
     math_attention,
+    observe,
     pull_back,
     push_forward,
 )
@@ -130,9 +130,7 @@ class GaussNewton(_RiskCurvature):
             total = torch.zeros_like(rows)
             for start in range(0, len(batch), size):
                 some = slice(start, start + size)
-                total += _by_factors(
-                    self.risk.objective, layout, batch.part(some), share[some], rows
-                )
+                total += _by_factors(self.risk.objective, batch.part(some), share[some], rows)
             return total
 
         return either
@@ -171,17 +169,15 @@ class GaussNewton(_RiskCurvature):
         return lambda rows: map_rows(single, rows)
 
 
-def _by_factors(
-    objective: Objective, layout: Layout, batch: Batch, share: Tensor, rows: Tensor
-) -> Tensor:
+def _by_factors(objective: Objective, batch: Batch, share: Tensor, rows: Tensor) -> Tensor:
     """VᵀV times rows, of V with rows √share_i J_iᵀ b over examples i and columns b of the root."""
-    seen = Observation(objective, layout, batch)
+    seen = observe(objective, batch)
     slopes = objective.loss.columns(seen.outputs, batch.targets)
     root = share.sqrt().view(-1, *[1] * (slopes[0].dim() - 1))
     found = [seen.pulled(s * root, keep=k + 1 < len(slopes)) for k, s in enumerate(slopes)]
+    columns = zip(*(one.terms for one in found), strict=True)
     parts = [
-        (block, rows_of(block, [one.terms[place] for one in found]))
-        for place, block in enumerate(layout.blocks)
+        (block, rows_of(block, one)) for block, one in zip(found[0].blocks, columns, strict=True)
     ]
     known = [(block, part) for block, part in parts if part is not None]
     total = torch.zeros_like(rows)

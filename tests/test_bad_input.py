@@ -445,7 +445,7 @@ def test_validation_needs_enough_removals(x, y):
 def test_baselines_invert_nothing(x, y):
     inf = influence(nn.Linear(3, 2), x, y, method="euclidean")
     assert "a similarity" in repr(inf.explain((x, y)))
-    with pytest.raises(errors.InputError, match="baseline of similarities"):
+    with pytest.raises(errors.InputError, match="is a baseline and inverts no curvature"):
         inf.self_influence()
 
 

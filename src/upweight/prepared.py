@@ -106,16 +106,17 @@ class Prepared:
         """The method, if it is one that inverts a curvature."""
         if isinstance(self.method, Baseline):
             raise InputError(
-                f"{self.method.name!r} is a baseline of similarities and inverts no curvature. "
+                f"{self.method.name!r} is a baseline and inverts no curvature. "
                 "Use it with explain(), or choose another method."
             )
         return self.method
 
     def refuse_ablation(self) -> None:
-        """An ablation is a row of scores; what-ifs and self-influence by it mean nothing."""
+        """Weighed training gradients are a row of scores; what-ifs by them mean nothing."""
         if isinstance(self.method, Method) and self.method.rescale is not None:
             raise InputError(
-                f"{self.method.name!r} is an ablation for explain() only. Use another method here."
+                f"{self.method.name!r} weighs training gradients (an ablation, or relative "
+                "influence), for explain() only. Use another method here."
             )
 
     @cached_property

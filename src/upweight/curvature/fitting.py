@@ -67,9 +67,9 @@ class Fitting:
 
     def shortened(self, rows: int) -> "Fitting":
         """The same over the first examples alone."""
-        rows = min(rows, len(self.risk.data))
-        data = self.risk.data.take(torch.arange(rows, device="cpu"))
-        self.risk = Risk(self.risk.objective, data)
+        if rows < len(self.risk.data):
+            data = self.risk.data.take(torch.arange(rows, device="cpu"))
+            self.risk = Risk(self.risk.objective, data)
         return self
 
     def batches(self, label: str, drop: Collection[int] = ()) -> Iterator[Looked]:

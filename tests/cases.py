@@ -101,6 +101,32 @@ def rows(*shape: int) -> Tensor:
     return torch.randn(N, *shape, dtype=torch.float64)
 
 
+class Tokens(nn.Module):
+    """Lookups, a norm, a convolution over positions and a head: every kind of factor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(7, 4)
+        self.norm = nn.LayerNorm(4)
+        self.mix = nn.Conv1d(4, 3, 2, bias=False)
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        mixed = self.mix(self.norm(self.embed(tokens)).mT).mean(2)
+        return self.head(torch.tanh(mixed))
+
+
+def small_network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+
+
+def small_rows(n: int = 20, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 3, generator=generator).double()
+    return x, torch.randint(2, (n,), generator=generator)
+
+
 def pixels() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(1, 2, 2, stride=2), nn.GroupNorm(1, 2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3)

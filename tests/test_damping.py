@@ -3,25 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import upweight as uw
+from tests.cases import small_network as network
+from tests.cases import small_rows as rows
 from upweight import errors
 from upweight.damping import FiniteTraining
 from upweight.risk import Risk
 
 METHODS = ["ekfac", "kfac", "diagonal", "ggn"]
-
-
-def network(seed=0):
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
-
-
-def rows(n=20, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, 3, generator=generator).double()
-    return x, torch.randint(2, (n,), generator=generator)
 
 
 def influence(**settings):

@@ -8,27 +8,13 @@ import torch
 from torch import nn
 
 import upweight as uw
+from tests.cases import Tokens
 from upweight import errors
 from upweight.curvature import EKFAC, KFAC, Axes, Columns, GaussNewton, Gradient, merged
 from upweight.factors import load_factors, save_factors
 from upweight.linalg import Spectral
 from upweight.methods import Method
 from upweight.risk import Risk
-
-
-class Tokens(nn.Module):
-    """An embedding (one-hot), a norm (vectors), a convolution (positions) and a head."""
-
-    def __init__(self):
-        super().__init__()
-        self.embed = nn.Embedding(7, 4)
-        self.norm = nn.LayerNorm(4)
-        self.mix = nn.Conv1d(4, 3, 2, bias=False)
-        self.head = nn.Linear(3, 2)
-
-    def forward(self, tokens):
-        mixed = self.mix(self.norm(self.embed(tokens)).mT).mean(2)
-        return self.head(torch.tanh(mixed))
 
 
 def objective(l2=0.01):

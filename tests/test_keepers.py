@@ -9,26 +9,12 @@ import torch
 from torch import nn
 
 import upweight as uw
+from tests.cases import Tokens
 from upweight import errors
 from upweight.gradients import TrainingGradients, last_layer, observe, per_example
 from upweight.keepers import DirectoryKeeper
 from upweight.linalg import DenseGradients
 from upweight.risk import Risk
-
-
-class Tokens(nn.Module):
-    """An embedding, a norm, a convolution and a head: indexed, ones-columned and plain factors."""
-
-    def __init__(self):
-        super().__init__()
-        self.embed = nn.Embedding(7, 4)
-        self.norm = nn.LayerNorm(4)
-        self.mix = nn.Conv1d(4, 3, 2, bias=False)
-        self.head = nn.Linear(3, 2)
-
-    def forward(self, tokens):
-        mixed = self.mix(self.norm(self.embed(tokens)).mT).mean(2)
-        return self.head(torch.tanh(mixed))
 
 
 def influence(n=12, batch_size=5, **settings):

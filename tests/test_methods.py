@@ -15,7 +15,6 @@ from upweight import errors, reference
 from upweight.data import Data
 from upweight.gradients import per_example
 from upweight.methods import METHODS, Baseline, Method
-from upweight.neighbours import squared_norms
 from upweight.risk import Risk
 from upweight.weighing import per_parameter_change, per_self_influence
 
@@ -159,7 +158,7 @@ def test_norms_losses_and_cosines_are_the_loops(case):
     n = len(losses)
     whole = risk.data
     batch, _ = risk.at(torch.arange(n))
-    close(squared_norms(per_example(risk.objective, batch)), norms**2)
+    close(per_example(risk.objective, batch).squared_norms(), norms**2)
     close(front(risk, "gradient_norm").explain(whole).values, norms.expand(n, n))
     close(front(risk, "loss").explain(whole).values, np.tile(losses, (n, 1)))
     wanted = np.zeros((n, n))

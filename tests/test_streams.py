@@ -5,25 +5,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
 
 import upweight as uw
+from tests.cases import small_network as network
+from tests.cases import small_rows as rows
 from upweight import errors
 from upweight.budget import budget, in_steps
 from upweight.gradients import TrainingGradients, batch_rows
 from upweight.risk import Risk
 from upweight.sinks import ExtremesSink, StoredSink
-
-
-def network(seed=0):
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
-
-
-def rows(n=20, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, 3, generator=generator).double()
-    return x, torch.randint(2, (n,), generator=generator)
 
 
 def influence(n=20, batch_size=None, **settings):

@@ -77,10 +77,10 @@ def query_batches(objective: Objective, queries: Data, measure: Measure) -> Iter
         LossError, NonFiniteError: the measure is not per example, or not finite.
     """
     objective.probe(queries, measure, role="queries")
+    batches = queries.batches(queries.batch_size or DEFAULT_BATCH)
     if measure == "loss":
-        for _ in checked_targets(objective, queries):
-            pass
-    for batch in queries.batches(queries.batch_size or DEFAULT_BATCH):
+        batches = (batch for batch, _ in checked_targets(objective, queries, DEFAULT_BATCH))
+    for batch in batches:
         yield objective.place(batch)
 
 

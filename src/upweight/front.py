@@ -334,7 +334,7 @@ class Influence:
                 Groups.of(self.data, groups),
                 data,
                 measure=self.objective.measure if measure is None else measure,
-                inverse=self.inverse,
+                inverse=self._made.inverse,
                 newton=lambda rest, growth: method.invert(
                     method.fit(rest), self._made.shift * growth
                 ),
@@ -358,7 +358,7 @@ class Influence:
         self._made.refuse_ablation()
         asked = self.objective.measure if measure is None else measure
         with located(self.risk):
-            return derivative(self.objective, self.inverse, Data.of(queries), measure=asked)
+            return derivative(self.objective, self._made.inverse, Data.of(queries), measure=asked)
 
     @answering
     def validate(

@@ -15,14 +15,12 @@ from upweight.curvature.slopes import uniform
 from upweight.data import Batch, Data
 from upweight.engine import query_gradients
 from upweight.errors import InputError, LossError
-from upweight.gradients import Gradients, last_layer, observe, per_example
+from upweight.gradients import last_layer, observe, per_example
 from upweight.gradients.rules.dense import addmm, linear, matmul
 from upweight.gradients.watch import RULES
-from upweight.linalg import BlockGradients, FactoredGradients
-from upweight.linalg.blocks import pieces
 from upweight.objective import Measure, Objective
 from upweight.risk import DEFAULT_BATCH, Risk
-from upweight.sources import leaves
+from upweight.sources import checksum, leaves
 
 __all__ = [
     "Likeness",
@@ -32,7 +30,6 @@ __all__ = [
     "negative_distance",
     "negative_margin",
     "random",
-    "squared_norms",
     "training_loss",
 ]
 
@@ -96,33 +93,6 @@ def _flat(batch: Batch) -> Tensor:
     return torch.cat(floating, dim=1)
 
 
-def squared_norms(gradients: Gradients) -> Tensor:
-    """‖g_i‖² of every gradient, ``[n]``, from its factors where it is one outer product.
-
-    Example:
-        >>> squared_norms(FactoredGradients(torch.ones(1, 2), torch.tensor([[3.0, 4.0]])))
-        tensor([50.])
-    """
-    if isinstance(gradients, FactoredGradients):
-        return gradients.residual.square().sum(1) * gradients.features.square().sum(1)
-    if isinstance(gradients, BlockGradients):
-        parts = [_block_squares(gradients, place) for place in range(len(gradients.blocks))]
-        return torch.stack(parts).sum(0)
-    return gradients.dense().square().sum(1)
-
-
-def _block_squares(gradients: BlockGradients, place: int) -> Tensor:
-    terms, block = gradients.terms[place], gradients.blocks[place]
-    if not terms:
-        return gradients.like.new_zeros(gradients.count)
-    if len(terms) == 1 and terms[0].positions == 1 and not terms[0].indexed:
-        left, right = (f[:, :, 0].square().sum(2) for f in (terms[0].left, terms[0].right))
-        return (left * (right + terms[0].ones)).sum(0)
-    steps = pieces(gradients.count, block.size * gradients.like.element_size())
-    formed = (gradients.part(piece).matrices(place) for piece in steps)
-    return torch.cat([matrices.square().flatten(1).sum(1) for matrices in formed])
-
-
 def cosine(risk: Risk, queries: Data, measure: Measure) -> Likeness:
     """∇m(q)·∇ℓ_i / (‖∇m(q)‖ ‖∇ℓ_i‖), without L2; 0 where a gradient is 0.
 
@@ -138,7 +108,7 @@ def cosine(risk: Risk, queries: Data, measure: Measure) -> Likeness:
 
     def likeness(batch: Batch) -> Tensor:
         gradients = per_example(risk.objective, batch)
-        length = squared_norms(gradients).sqrt()
+        length = gradients.squared_norms().sqrt()
         return gradients.dot(rows) / torch.where(length > 0, length, 1.0)
 
     return likeness
@@ -177,7 +147,7 @@ def gradient_norm(risk: Risk, queries: Data, measure: Measure) -> Likeness:
         tensor([[0.]])
     """
     del measure
-    return lambda batch: _alike(squared_norms(per_example(risk.objective, batch)).sqrt(), queries)
+    return lambda batch: _alike(per_example(risk.objective, batch).squared_norms().sqrt(), queries)
 
 
 def negative_margin(risk: Risk, queries: Data, measure: Measure) -> Likeness:
@@ -226,9 +196,9 @@ def random(risk: Risk, queries: Data, measure: Measure) -> Likeness:
     """
     del measure
     seeds = [
-        _checksum(batch.part(slice(i, i + 1)))
+        checksum((one.inputs, one.targets))
         for batch in queries.batches(DEFAULT_BATCH)
-        for i in range(len(batch))
+        for one in (batch.part(slice(i, i + 1)) for i in range(len(batch)))
     ]
 
     def likeness(batch: Batch) -> Tensor:
@@ -237,14 +207,6 @@ def random(risk: Risk, queries: Data, measure: Measure) -> Likeness:
         return torch.stack([uniform(keys, torch.Size([]), SEED + seed) for seed in seeds])
 
     return likeness
-
-
-def _checksum(batch: Batch) -> int:
-    value = 0
-    for leaf in leaves((batch.inputs, batch.targets)):
-        flat = leaf.detach().cpu().contiguous().view(-1)
-        value = zlib.crc32(flat.view(torch.uint8).numpy().data, value)
-    return value
 
 
 def embedding(risk: Risk, queries: Data, measure: Measure) -> Likeness:

@@ -15,9 +15,9 @@ from upweight.engine import Job, score
 from upweight.gradients import (
     TrainingGradients,
     batch_rows,
-    layout_of,
     linear_form,
     per_example,
+    risk_layout,
 )
 from upweight.keepers import DirectoryKeeper
 from upweight.linalg import CG, BlockRows, Cholesky, Inverse, LiSSA, Spectral
@@ -166,7 +166,7 @@ class _Estimate:
         """What a process holds when its tensors take so many bytes."""
         one, _ = self.risk.rows(0, 1)
         convolves = linear_form(self.risk.objective, one) is None and any(
-            kind[0] in CONVOLUTIONS for kind in layout_of(self.risk.objective, one).axes
+            kind[0] in CONVOLUTIONS for kind in risk_layout(self.risk).axes
         )
         return RESIDENT * tensors + LIBRARIES + (WORKSPACES if convolves else 0)
 
@@ -277,7 +277,7 @@ class _Estimate:
         looking = seconds(lambda: [per_example(part.objective, b) for b, _ in part.batches(count)])
         whole = max(seconds(work), looking)
         spent = (looking + (whole - looking) * wide) * len(self.risk.data) / count
-        row = layout_of(part.objective, part.rows(0, 1)[0]).row_bytes / 2
+        row = risk_layout(part).row_bytes / 2
         whole_set, rest = row * len(self.risk.data), row * (len(self.risk.data) - count)
         stays = rest if whole_set <= budget() // 4 else 0.0
         held = self.resident(tensors * max(wide, 1.0) + stays) + self.matrix

@@ -25,10 +25,11 @@ def _widths(batch: Batch) -> list[torch.Size]:
     return [leaf.shape[1:] for leaf in leaves(batch.inputs)]
 
 
-def checked_targets(objective: Objective, data: Data) -> Iterator[tuple[Batch, Any]]:
+def checked_targets(objective: Objective, data: Data, size: int) -> Iterator[tuple[Batch, Any]]:
     """Batches as they are with their targets placed, checked against the shape of the outputs.
 
-    Outputs are computed for one example, and for batches of another width than its.
+    Outputs are computed for one example, and for batches of another width than its. Batches are of
+    this size where the data do not say their own.
 
     Raises:
         LossError: a target cannot be scored, with the rows among which it is.
@@ -36,7 +37,7 @@ def checked_targets(objective: Objective, data: Data) -> Iterator[tuple[Batch, A
     first = objective.place(data.at(torch.tensor([0], device="cpu")))
     with torch.no_grad():
         output = objective.outputs(objective.space.values(), first)
-    for batch in data.batches(data.batch_size or SURVEY_ROWS):
+    for batch in data.batches(data.batch_size or size):
         if _widths(batch) == _widths(first):
             like = _repeated(output, len(batch))
         else:  # sequences of another length give outputs of another shape
@@ -81,7 +82,7 @@ class Risk:
     def _survey(self) -> Tensor:
         """Weights ``[N]`` of all examples, whose targets are checked."""
         parts = []
-        for batch, targets in checked_targets(self.objective, self.data):
+        for batch, targets in checked_targets(self.objective, self.data, SURVEY_ROWS):
             weights = self.objective.loss.weights(targets)
             parts.append(torch.ones(len(batch), device="cpu") if weights is None else weights.cpu())
         found = torch.cat([part.double() for part in parts])

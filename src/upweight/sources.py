@@ -11,7 +11,7 @@ from torch import Tensor
 
 from upweight.errors import DataError
 
-__all__ = ["Arrays", "Items", "Source", "leaves", "map_leaves"]
+__all__ = ["Arrays", "Items", "Source", "checksum", "leaves", "map_leaves"]
 
 Rows = slice | Tensor
 
@@ -39,7 +39,8 @@ def map_leaves(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     return tree
 
 
-def _checksum(tree: Any) -> int:
+def checksum(tree: Any) -> int:
+    """A number that tells the bytes of nested tensors from others."""
     value = 0
     for leaf in leaves(tree):
         flat = leaf.detach().cpu().contiguous().view(-1)
@@ -116,7 +117,7 @@ class Items(Source):
         batch = self.collate([self.dataset[i] for i in positions])
         if not isinstance(rows, slice):
             return batch
-        value = _checksum(batch)
+        value = checksum(batch)
         if self._seen.setdefault((positions[0], positions[-1]), value) != value:
             raise DataError(
                 f"The dataset gives other values each time it is read (rows {positions[0]} to "

@@ -161,14 +161,22 @@ def publish(
             f"Cannot write {place}: {error.strerror}. Choose another output directory."
         ) from error
     try:
-        yield part
-        _swap(part, place)
+        with _written(place):
+            yield part
+            _swap(part, place)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def _written(place: Path) -> Iterator[None]:
+    """A full disk or a lost folder inside is said of the place."""
+    try:
+        yield
     except OSError as error:
         if isinstance(error, StoreError):
             raise
         raise StoreError(f"Cannot write {place}: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def claim(target: str | os.PathLike[str], identity: str, *, kind: str) -> Path:
@@ -204,14 +212,10 @@ def resume(
     place = Path(target).absolute()
     _check_target(place, identity, replace=replace)
     part = place.with_name(f".{place.name}.{identity}.part")
-    try:
+    with _written(place):
         part.mkdir(parents=True, exist_ok=True)
         yield part
         _swap(part, place)
-    except OSError as error:
-        if isinstance(error, StoreError):
-            raise
-        raise StoreError(f"Cannot write {place}: {error.strerror or error}.") from error
 
 
 def _swap(part: Path, place: Path) -> None:

@@ -13,7 +13,7 @@ from upweight.curvature.moments import LARGEST_SIDE, Moments, Whole
 from upweight.curvature.slopes import Slopes
 from upweight.data import Batch
 from upweight.errors import InputError
-from upweight.gradients import Layout, Observation, layout_of, observe
+from upweight.gradients import Layout, Observation, observe, risk_layout
 from upweight.linalg import Block, BlockGradients, Eigenblock, KroneckerEigen
 from upweight.risk import Risk
 
@@ -37,8 +37,7 @@ class Fitting:
         self, risk: Risk, slopes: Slopes, *, rows: Rows, seed: int, exact: int = 0
     ) -> None:
         count = len(risk.data)
-        first = risk.at(torch.arange(min(16, count), device="cpu"))[0]
-        self.layout: Layout = layout_of(risk.objective, first)
+        self.layout: Layout = risk_layout(risk)
         fitted = fitted_rows(risk, rows)
         self.sampled = fitted if fitted < count else None
         self.size = fit_batch(risk, fitted)
@@ -84,21 +83,17 @@ class Fitting:
             return
         kept: list[Looked] | None = []
         room, count = _room(), len(self.risk.data)
-        steps = in_steps(count, self.size, self._look)
+        steps = in_steps(count, self.size, lambda a, b: self._slopes(*self.risk.rows(a, b)))
         for number, slopes in enumerate(track(steps, label, -(-count // self.size))):
             for gradients, share in slopes:
-                looked = gradients, share, number
-                yield looked
-                rest = looked[0].without(drop)
+                yield gradients, share, number
+                rest = gradients.without(drop)
                 room -= rest.bytes()
                 if kept is not None and room >= 0:
-                    kept.append((rest, *looked[1:]))
+                    kept.append((rest, share, number))
                 else:
                     kept = None
         self._kept = kept
-
-    def _look(self, start: int, stop: int) -> list[tuple[BlockGradients, Tensor]]:
-        return self._slopes(*self.risk.rows(start, stop))
 
     def _slopes(self, batch: Batch, share: Tensor) -> list[tuple[BlockGradients, Tensor]]:
         """Gradients for every slope, with shares times its weight."""
@@ -206,7 +201,7 @@ def _room() -> int:
 
 def fit_batch(risk: Risk, fitted: int) -> int:
     """Examples looked at together: they stay in the cache, and a sample has halves to compare."""
-    row = max(layout_of(risk.objective, risk.rows(0, min(16, len(risk.data)))[0]).row_bytes, 1)
+    row = max(risk_layout(risk).row_bytes, 1)
     most = LARGE_BATCH if fitted == len(risk.data) else -(-fitted // 8)
     return max(1, min(most, min(BATCH_BYTES, budget() // 4) // row))
 

@@ -9,17 +9,15 @@ from torch import Tensor
 
 from upweight.budget import budget
 from upweight.curvature.products import GaussNewton
+from upweight.curvature.slopes import Columns
 from upweight.data import Batch
 from upweight.errors import LossError
-from upweight.gradients import Layout, Observation, batch_rows, layout_of
-from upweight.linalg import BlockGradients, Operator, Shifted, Woodbury
-from upweight.linalg.blocks import form, pieces
+from upweight.gradients import batch_rows, observe, risk_layout
+from upweight.linalg import BlockGradients, Operator, Woodbury, unshifted
 from upweight.linalg.rows import RowPart, rows_of
 from upweight.risk import Risk
 
 __all__ = ["Leading"]
-
-FEW_OUTPUTS = 32
 
 
 @final
@@ -50,25 +48,24 @@ class Leading:
 
     def __call__(self, operator: Operator, rows: int) -> Operator | None:
         """The preconditioner of a Gauss-Newton matrix, or None of anything else."""
-        shift = operator.shift if isinstance(operator, Shifted) else 0.0
-        base = operator.base if isinstance(operator, Shifted) else operator
+        base, shift = unshifted(operator)
         if not isinstance(base, GaussNewton):
             return None
         risk = base.risk
-        layout = layout_of(risk.objective, risk.rows(0, min(16, len(risk.data)))[0])
+        layout = risk_layout(risk)
         l2 = risk.objective.l2
         shifts = [float(l2[block.weight]) + shift for block in layout.blocks]
         if min(shifts) <= 0 or layout.general:
             return None
         try:
-            chosen = _Chosen(risk, layout, self._most(risk, layout))
+            chosen = _Chosen(risk, self._most(risk))
             return Woodbury(layout.blocks, chosen.rows(), shifts)
         except LossError:  # a loss without roots
             return None
 
-    def _most(self, risk: Risk, layout: Layout) -> int:
+    def _most(self, risk: Risk) -> int:
         """Rows that fit, with the kernel between them, into a quarter of the budget."""
-        one = Observation(risk.objective, layout, risk.rows(0, 1)[0]).gradients()
+        one = observe(risk.objective, risk.rows(0, 1)[0]).gradients()
         parts = [rows_of(b, [terms]) for b, terms in zip(one.blocks, one.terms, strict=True)]
         row = float(sum(part.bytes() for part in parts if part is not None))
         room, item = budget() // 4, one.like.element_size()
@@ -82,37 +79,27 @@ class _Chosen:
 
     Args:
         risk: objective and data.
-        layout: how its parameters are seen.
         most: how many.
     """
 
-    def __init__(self, risk: Risk, layout: Layout, most: int) -> None:
-        self.risk, self.layout = risk, layout
-        self.size = batch_rows(risk)
+    def __init__(self, risk: Risk, most: int) -> None:
+        self.risk, self.size = risk, batch_rows(risk)
         lengths = torch.cat([self._lengths(*part) for part in risk.batches(self.size)])
         self.columns = lengths.shape[1]
         most = min(most, lengths.numel())
         self.places = lengths.flatten().topk(most).indices.sort().values.cpu()
 
-    def _slopes(self, seen: Observation) -> list[Tensor]:
-        loss, outputs, targets = self.risk.objective.loss, seen.outputs, seen.batch.targets
-        return loss.columns(outputs, targets)
-
     def _lengths(self, batch: Batch, share: Tensor) -> Tensor:
         """‖v‖² of every example and column, ``[b, c]``."""
-        seen = Observation(self.risk.objective, self.layout, batch)
-        slopes = self._slopes(seen)
-        found = [
-            _squared_norms(seen.pulled(slope, keep=k + 1 < len(slopes)))
-            for k, slope in enumerate(slopes)
-        ]
+        seen = observe(self.risk.objective, batch)
+        found = [gradients.squared_norms() for gradients, _ in Columns().gradients(seen)]
         return torch.stack(found, 1) * share[:, None]
 
     def _parts(self) -> Iterator[BlockGradients]:
         for places in self.places.split(self.size):
             batch, share = self.risk.at(places // self.columns)
-            seen = Observation(self.risk.objective, self.layout, batch)
-            stacked = torch.stack(self._slopes(seen))
+            seen = observe(self.risk.objective, batch)
+            stacked = torch.stack(seen.objective.loss.columns(seen.outputs, batch.targets))
             slope = stacked[places % self.columns, torch.arange(len(places))]
             root = share.sqrt().view(-1, *[1] * (slope.dim() - 1))
             yield seen.pulled(slope * root)
@@ -126,24 +113,7 @@ class _Chosen:
         return [_joined(parts) for parts in zip(*found, strict=True)]
 
 
-def _squared_norms(gradients: BlockGradients) -> Tensor:
-    """‖g‖² of every gradient, ``[n]``."""
-    total = gradients.like.new_zeros(gradients.count)
-    for block, terms in zip(gradients.blocks, gradients.terms, strict=True):
-        if len(terms) == 1 and terms[0].positions == 1 and not terms[0].indexed:
-            left, right = (f[:, :, 0].square().sum(2) for f in (terms[0].left, terms[0].right))
-            total += (left * (right + 1 if terms[0].ones else right)).sum(0)
-        elif terms:
-            for piece in pieces(gradients.count, block.size * total.element_size()):
-                formed = form([term.part(piece) for term in terms], block.outputs)
-                total[piece] += formed.square().flatten(1).sum(1)
-    return total
-
-
 def _joined(parts: Sequence[RowPart | None]) -> RowPart | None:
     """The rows of all batches in one block."""
     known = [part for part in parts if part is not None]
-    if not known:
-        return None
-    assert len(known) == len(parts)
-    return known[0].joined(known[1:])
+    return known[0].joined(known[1:]) if known else None

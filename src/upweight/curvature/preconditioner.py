@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from upweight.curvature.linear import LinearCurvature
-from upweight.linalg import Operator, Shifted
+from upweight.linalg import Operator, unshifted
 from upweight.linalg.values import join_blocks, split_rows
 
 __all__ = ["FirstOf", "Sketch"]
@@ -63,8 +63,7 @@ class Sketch:
 
     def __call__(self, operator: Operator, rows: int) -> Operator | None:
         """The preconditioner of A or A + λ for a number of rows, or None where it would not pay."""
-        shift = operator.shift if isinstance(operator, Shifted) else 0.0
-        base = operator.base if isinstance(operator, Shifted) else operator
+        base, shift = unshifted(operator)
         if not isinstance(base, LinearCurvature) or rows < self.rows:
             return None
         shift += float(base.risk.objective.l2.mean())

@@ -10,22 +10,24 @@ from torch import Tensor
 from torch.func import grad
 
 from upweight.budget import budget
+from upweight.curvature.slopes import Columns
 from upweight.data import Batch
 from upweight.errors import LossError
 from upweight.gradients import (
     AutogradGradients,
     Layout,
-    layout_of,
     map_rows,
     math_attention,
     observe,
     pull_back,
     push_forward,
+    risk_layout,
 )
 from upweight.linalg import MeanOperator
 from upweight.linalg.rows import rows_of
 from upweight.objective import Objective
 from upweight.risk import Risk
+from upweight.sources import leaves
 
 __all__ = ["EmpiricalFisher", "Fisher", "GaussNewton", "Hessian"]
 
@@ -137,11 +139,21 @@ class GaussNewton(_RiskCurvature):
 
     @cached_property
     def _layout(self) -> Layout:
-        first, _ = self.risk.rows(0, min(16, len(self.risk.data)))
-        return layout_of(self.risk.objective, first)
+        return risk_layout(self.risk)
+
+    @cached_property
+    def _counted(self) -> dict[tuple[torch.Size, ...], int | None]:
+        """Columns by the shape of an example's inputs."""
+        return {}
 
     def _columns(self, batch: Batch) -> int | None:
         """Columns of the loss's root at the outputs; None where they are many or unknown."""
+        shape = tuple(leaf.shape[1:] for leaf in leaves(batch.inputs))
+        if shape not in self._counted:
+            self._counted[shape] = self._count(batch)
+        return self._counted[shape]
+
+    def _count(self, batch: Batch) -> int | None:
         objective, one = self.risk.objective, batch.part(slice(0, 1))
         try:
             with torch.no_grad():
@@ -170,19 +182,15 @@ class GaussNewton(_RiskCurvature):
 
 
 def _by_factors(objective: Objective, batch: Batch, share: Tensor, rows: Tensor) -> Tensor:
-    """VᵀV times rows, of V with rows √share_i J_iᵀ b over examples i and columns b of the root."""
-    seen = observe(objective, batch)
-    slopes = objective.loss.columns(seen.outputs, batch.targets)
-    root = share.sqrt().view(-1, *[1] * (slopes[0].dim() - 1))
-    found = [seen.pulled(s * root, keep=k + 1 < len(slopes)) for k, s in enumerate(slopes)]
+    """Σ_ib share_i v vᵀ times rows, v = J_iᵀ b over examples i and columns b of the root."""
+    found = [gradients for gradients, _ in Columns().gradients(observe(objective, batch))]
     columns = zip(*(one.terms for one in found), strict=True)
-    parts = [
-        (block, rows_of(block, one)) for block, one in zip(found[0].blocks, columns, strict=True)
-    ]
+    parts = [(block, rows_of(block, c)) for block, c in zip(found[0].blocks, columns, strict=True)]
     known = [(block, part) for block, part in parts if part is not None]
-    total = torch.zeros_like(rows)
     weights = sum(part.dot(block.read(rows)) for block, part in known)
     assert isinstance(weights, Tensor)
+    weights *= share.repeat_interleave(len(found))[:, None]
+    total = torch.zeros_like(rows)
     for block, part in known:
         block.write(total, part.combine(weights.T))
     return total

@@ -13,7 +13,7 @@ from upweight.gradients.last import last_layer
 from upweight.gradients.linear import LinearForm, linear_form, residual
 from upweight.gradients.provide import dense_gradients, per_example
 from upweight.gradients.stacked import stacked_gradient, stacked_measure
-from upweight.gradients.training import Seen, TrainingGradients, batch_rows
+from upweight.gradients.training import Seen, TrainingGradients, batch_rows, risk_layout
 from upweight.linalg import DenseGradients, FactoredGradients, Gradients
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "pull_back",
     "push_forward",
     "residual",
+    "risk_layout",
     "stacked_gradient",
     "stacked_measure",
 ]

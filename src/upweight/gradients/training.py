@@ -10,14 +10,14 @@ from torch import Tensor
 from upweight.bars import track
 from upweight.budget import budget, in_steps
 from upweight.data import Batch
-from upweight.gradients.capture import layout_of
+from upweight.gradients.capture import Layout, layout_of
 from upweight.gradients.linear import linear_form
 from upweight.gradients.provide import per_example
 from upweight.keepers import Keeper, MemoryKeeper
 from upweight.linalg.values import Gradients
 from upweight.risk import Risk
 
-__all__ = ["Seen", "TrainingGradients", "batch_rows"]
+__all__ = ["Seen", "TrainingGradients", "batch_rows", "risk_layout"]
 
 Result = TypeVar("Result")
 LARGE_BATCH = 4096
@@ -25,14 +25,20 @@ LARGE_BATCH = 4096
 BATCH_BYTES, FEW = 64 * 2**20, 64
 
 
+def risk_layout(risk: Risk) -> Layout:
+    """The layout of a risk's objective, proved on its first examples."""
+    return layout_of(
+        risk.objective, risk.at(torch.arange(min(16, len(risk.data)), device="cpu"))[0]
+    )
+
+
 def batch_rows(risk: Risk) -> int:
     """Training examples looked at together: what the user's loader says, or as memory allows."""
     if risk.data.batch_size is not None:
         return risk.data.batch_size
-    batch, _ = risk.at(torch.arange(min(16, len(risk.data)), device="cpu"))
-    if linear_form(risk.objective, batch) is not None:
+    if linear_form(risk.objective, risk.at(torch.tensor([0], device="cpu"))[0]) is not None:
         return LARGE_BATCH
-    row = max(layout_of(risk.objective, batch).row_bytes, 1)
+    row = max(risk_layout(risk).row_bytes, 1)
     most = budget() // 4 // row
     return max(1, min(LARGE_BATCH, most, max(BATCH_BYTES // row, min(FEW, most))))
 

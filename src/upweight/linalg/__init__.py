@@ -12,7 +12,7 @@ from upweight.linalg.kronecker import (
     Spectral,
 )
 from upweight.linalg.lissa import LiSSA
-from upweight.linalg.operator import Dense, Identity, MeanOperator, Operator, Shifted
+from upweight.linalg.operator import Dense, Identity, MeanOperator, Operator, Shifted, unshifted
 from upweight.linalg.solution import Solution, Status
 from upweight.linalg.solver import Inverse, Solver
 from upweight.linalg.values import DenseGradients, FactoredGradients, Gradients
@@ -47,4 +47,5 @@ __all__ = [
     "Spectral",
     "Status",
     "Woodbury",
+    "unshifted",
 ]

@@ -315,6 +315,22 @@ class BlockGradients(Gradients):
             block.write(rows, torch.cat(sums))
         return rows
 
+    def squared_norms(self) -> Tensor:
+        """‖g_i‖², from the factors where a block's gradient is one outer product."""
+        parts = [self._block_squares(place) for place in range(len(self.blocks))]
+        return torch.stack(parts).sum(0)
+
+    def _block_squares(self, place: int) -> Tensor:
+        terms, block = self.terms[place], self.blocks[place]
+        if not terms:
+            return self.like.new_zeros(self.count)
+        if len(terms) == 1 and terms[0].positions == 1 and not terms[0].indexed:
+            left, right = (f[:, :, 0].square().sum(2) for f in (terms[0].left, terms[0].right))
+            return (left * (right + terms[0].ones)).sum(0)
+        steps = pieces(self.count, block.size * self.like.element_size())
+        formed = (self.part(piece).matrices(place) for piece in steps)
+        return torch.cat([matrices.square().flatten(1).sum(1) for matrices in formed])
+
     def dense(self) -> Tensor:
         """All gradients, ``[n, p]``."""
         rows = self.like.new_zeros(self.count, self.size)

@@ -18,7 +18,7 @@ from upweight.linalg.blocks import (
     pieces,
     times,
 )
-from upweight.linalg.operator import Operator, Shifted
+from upweight.linalg.operator import Operator, unshifted
 from upweight.linalg.separable import Separable, separate
 from upweight.linalg.solution import Solution, Status, Value, indefinite
 from upweight.linalg.solver import Inverse, Solver
@@ -164,8 +164,7 @@ class Spectral(Solver):
 
     def init(self, operator: Operator) -> "KroneckerInverse":
         """Take eigenvalues and damping apart."""
-        shift = operator.shift if isinstance(operator, Shifted) else 0.0
-        base = operator.base if isinstance(operator, Shifted) else operator
+        base, shift = unshifted(operator)
         if not isinstance(base, KroneckerEigen):
             raise InputError(
                 f"{type(base).__name__} is not diagonal in a known basis. Use Cholesky or CG, or a "

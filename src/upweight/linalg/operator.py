@@ -9,7 +9,7 @@ from torch import Tensor
 from upweight.bars import track
 from upweight.errors import InputError
 
-__all__ = ["Dense", "Identity", "MeanOperator", "Operator", "Shifted"]
+__all__ = ["Dense", "Identity", "MeanOperator", "Operator", "Shifted", "unshifted"]
 
 CHUNK = 64
 PROBES = 32
@@ -129,6 +129,13 @@ class Shifted(Operator):
         dense = self.base.to_dense().clone()
         dense.diagonal().add_(self.shift)
         return dense
+
+
+def unshifted(operator: Operator) -> tuple[Operator, float]:
+    """A and λ of an operator A + λ."""
+    if isinstance(operator, Shifted):
+        return operator.base, operator.shift
+    return operator, 0.0
 
 
 class MeanOperator(Operator):

@@ -54,6 +54,10 @@ class Gradients(ABC):
     def part(self, rows: slice) -> "Gradients":
         """Some of the examples."""
 
+    def squared_norms(self) -> Tensor:
+        """‖g_i‖² of every gradient, ``[n]``."""
+        return self.dense().square().sum(1)
+
     def finite(self) -> bool:
         """Whether no gradient is NaN or infinite; a finite one may be called infinite."""
         return bool(torch.isfinite(self.dense().sum()))
@@ -127,6 +131,10 @@ class FactoredGradients(Gradients):
         """All outer products, ``[n, p]``."""
         outer = self.residual[:, :, None] * self.features[:, None, :]
         return join_blocks(outer, bias=self.bias)
+
+    def squared_norms(self) -> Tensor:
+        """‖r_i‖² ‖x_i‖²."""
+        return self.residual.square().sum(1) * self.features.square().sum(1)
 
     def part(self, rows: slice) -> "FactoredGradients":
         """Some of the examples."""

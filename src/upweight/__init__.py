@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from upweight.errors import UpweightError
     from upweight.exports import influence_json
     from upweight.front import Influence
-    from upweight.linalg import CG, Cholesky, Eigen, LiSSA, Spectral
+    from upweight.linalg import CG, Cholesky, Eigen, Spectral
     from upweight.losses import (
         BinaryCrossEntropy,
         CrossEntropy,
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from upweight.plan import Plan
     from upweight.risk import Risk
     from upweight.scores import Extremes, Scores
+    from upweight.solvers import LiSSA
     from upweight.tables import Table
 
 __version__ = "0.1.0"
@@ -66,7 +67,7 @@ _HOMES = {
     "errors": ("UpweightError",),
     "exports": ("influence_json",),
     "front": ("Influence",),
-    "linalg": ("CG", "Cholesky", "Eigen", "LiSSA", "Spectral"),
+    "linalg": ("CG", "Cholesky", "Eigen", "Spectral"),
     "losses": ("BinaryCrossEntropy", "CrossEntropy", "Hinge", "MeanSquaredError", "SmoothHinge"),
     "budget": ("memory",),
     "methods": ("METHODS", "Baseline", "Method"),
@@ -77,6 +78,7 @@ _HOMES = {
     "bars": ("progress",),
     "risk": ("Risk",),
     "scores": ("Extremes", "Scores"),
+    "solvers": ("LiSSA",),
     "tables": ("Table",),
 }
 

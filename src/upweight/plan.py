@@ -20,12 +20,13 @@ from upweight.gradients import (
     risk_layout,
 )
 from upweight.keepers import DirectoryKeeper
-from upweight.linalg import CG, BlockRows, Cholesky, Inverse, LiSSA, Spectral
+from upweight.linalg import CG, BlockRows, Cholesky, Inverse, Spectral
 from upweight.methods import Baseline, Method
 from upweight.prepared import Prepared
 from upweight.probes import peak_bytes, seconds
 from upweight.risk import DEFAULT_BATCH, Risk
 from upweight.sinks import MatrixSink
+from upweight.solvers import LiSSA
 from upweight.tables import Table
 
 __all__ = ["Plan", "Stage", "make_plan"]

@@ -11,7 +11,6 @@ from upweight.linalg.kronecker import (
     Spectra,
     Spectral,
 )
-from upweight.linalg.lissa import LiSSA
 from upweight.linalg.operator import Dense, Identity, MeanOperator, Operator, Shifted, unshifted
 from upweight.linalg.solution import Solution, Status
 from upweight.linalg.solver import Inverse, Solver
@@ -36,7 +35,6 @@ __all__ = [
     "Inverse",
     "KroneckerEigen",
     "KroneckerInverse",
-    "LiSSA",
     "MeanOperator",
     "Operator",
     "Outer",

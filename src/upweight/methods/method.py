@@ -1,4 +1,4 @@
-"""The table of methods: each is curvature x inverse x gradients, and one row."""
+"""What a row of the table is: curvature x inverse x gradients, or a baseline."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,40 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from upweight.bm25 import bm25
-from upweight.curvature import FirstOf, Fit, Leading, Sketch, curvature
+from upweight.curvature import Fit, curvature
 from upweight.data import Batch, Data
 from upweight.engine import Rescaling
 from upweight.errors import InputError
-from upweight.gradients import last_layer
-from upweight.linalg import (
-    CG,
-    Cholesky,
-    Identity,
-    Inverse,
-    LiSSA,
-    MeanOperator,
-    Operator,
-    Solution,
-    Solver,
-    Spectral,
-    Status,
-)
-from upweight.neighbours import (
-    Likeness,
-    cosine,
-    embedding,
-    gradient_norm,
-    negative_distance,
-    negative_margin,
-    random,
-    training_loss,
-)
+from upweight.linalg import Identity, Inverse, Operator, Solution, Solver, Status
+from upweight.neighbours import Likeness
 from upweight.objective import Measure, Objective
 from upweight.risk import Risk
-from upweight.weighing import per_parameter_change, per_self_influence, without_loss
 
-__all__ = ["METHODS", "Baseline", "Method", "resolve_method"]
+__all__ = ["Baseline", "GivenInverse", "Method"]
 
 
 @final
@@ -59,8 +35,11 @@ class Method:
         per: what the scores are divided by so, in words or as a formula.
         part: names of the parameters that are looked at, from the objective and an example; all of
             them by default.
+        assumes: what must hold for its scores to be right, in one line.
+        when: who should use it, in one line.
 
     Example:
+        >>> from upweight import CG
         >>> Method("my cg", "tight tolerance", solver=CG(rtol=1e-10)).curvature
         'hessian'
     """
@@ -72,6 +51,8 @@ class Method:
     rescale: Rescaling | None = None
     per: str = ""
     part: Callable[[Objective, Batch], Sequence[str]] | None = None
+    assumes: str = ""
+    when: str = ""
 
     def looks_at(self, objective: Objective, data: Data) -> Objective:
         """The objective as a function of the parameters that the method looks at."""
@@ -133,6 +114,8 @@ class Baseline:
         unit: of its values.
         likeness: (training data, queries, measure) -> (training batch -> ``[q, b]``), larger =
             first; what depends on queries and on all of the data is done once.
+        assumes: what must hold for it to mean anything, in one line.
+        when: who should use it, in one line.
 
     Example:
         >>> def shorter(risk, queries, measure):
@@ -146,6 +129,8 @@ class Baseline:
     quantity: str
     unit: str
     likeness: Callable[[Risk, Data, Measure], Likeness]
+    assumes: str = ""
+    when: str = ""
 
 
 @final
@@ -185,121 +170,3 @@ class GivenInverse(Solver):
             return torch.as_tensor(self.inverse @ columns).T.to(rows)
 
         return _Given(product, operator)
-
-
-_CG = CG(preconditioner=FirstOf((Sketch(), Leading())))
-
-METHODS: dict[str, Method | Baseline] = {
-    row.name: row
-    for row in (
-        Method("exact", "Hessian, Cholesky factorisation; small models", "hessian", Cholesky()),
-        Method("cg", "Hessian, conjugate gradients; residual per query", "hessian", _CG),
-        Method("lissa", "Hessian, the paper's stochastic series", "hessian", LiSSA()),
-        Method("ggn", "Gauss-Newton, Cholesky; positive for any network", "ggn", Cholesky()),
-        Method("ggn_cg", "Gauss-Newton, conjugate gradients", "ggn", _CG),
-        Method("fisher", "true Fisher, Cholesky", "fisher", Cholesky()),
-        Method("empirical_fisher", "empirical Fisher, Cholesky", "empirical_fisher", Cholesky()),
-        Method("ekfac", "Gauss-Newton, eigenvalue-corrected K-FAC", "ekfac", Spectral()),
-        Method("kfac", "Gauss-Newton, Kronecker factors", "kfac", Spectral()),
-        Method("kfac_reduce", "the same, positions averaged", "kfac_reduce", Spectral()),
-        Method("eshampoo", "Gauss-Newton, eigenvalue-corrected Shampoo", "eshampoo", Spectral()),
-        Method("diagonal", "Gauss-Newton, its diagonal", "diagonal", Spectral()),
-        Method(
-            "empirical_ekfac", "empirical Fisher, corrected K-FAC", "empirical_ekfac", Spectral()
-        ),
-        Method(
-            "last_layer",
-            "Gauss-Newton of the last layer alone, Cholesky",
-            "ggn",
-            Cholesky(),
-            part=last_layer,
-        ),
-        Method("no_hessian", "gradient dot product: identity for H⁻¹"),
-        Method(
-            "no_train_loss",
-            "exact, each gradient divided by its misfit (ablation)",
-            "hessian",
-            Cholesky(),
-            without_loss,
-        ),
-        Method("neither", "no Hessian and no train loss (ablation)", rescale=without_loss),
-        Method(
-            "relatif",
-            "ekfac, per parameter change of each example: outliers no longer lead",
-            "ekfac",
-            Spectral(),
-            per_parameter_change,
-            "‖H⁻¹∇ℓ‖",
-        ),
-        Method(
-            "l_relatif",
-            "ekfac, per root of each example's self-influence",
-            "ekfac",
-            Spectral(),
-            per_self_influence,
-            "√(∇ℓH⁻¹∇ℓ)",
-        ),
-        Baseline("cosine", "cosine of gradients", "gradient_similarity", "cosine", cosine),
-        Baseline(
-            "embedding",
-            "cosine of the last layer's inputs",
-            "embedding_similarity",
-            "cosine",
-            embedding,
-        ),
-        Baseline(
-            "euclidean",
-            "minus the distance between inputs",
-            "euclidean_similarity",
-            "minus input distance",
-            negative_distance,
-        ),
-        Baseline("bm25", "shared tokens, rare ones first", "bm25_similarity", "BM25", bm25),
-        Baseline(
-            "loss", "training loss, alike for all queries", "training_loss", "loss", training_loss
-        ),
-        Baseline(
-            "gradient_norm",
-            "length of training gradients, alike for all queries",
-            "training_gradient_norm",
-            "loss per parameter",
-            gradient_norm,
-        ),
-        Baseline(
-            "margin",
-            "minus the training margin, alike for all queries",
-            "minus_training_margin",
-            "logits",
-            negative_margin,
-        ),
-        Baseline("random", "random numbers, seeded", "random_number", "0 to 1", random),
-    )
-}
-
-
-def resolve_method(method: object) -> Method | Baseline:
-    """A row of the table from its name, a row, a solver, or a ready inverse curvature.
-
-    Raises:
-        InputError: the name is unknown or the object has no ``@``.
-    """
-    if isinstance(method, (Method, Baseline)):
-        return method
-    if isinstance(method, str):
-        if method not in METHODS:
-            raise InputError(f"The method {method!r} is unknown. Known: {', '.join(METHODS)}.")
-        return METHODS[method]
-    if isinstance(method, Solver):
-        return Method(type(method).__name__.lower(), "Hessian, given solver", solver=method)
-    if isinstance(method, MeanOperator):
-        raise InputError(
-            f"{type(method).__name__} is a curvature, and method= takes an inverse. Pass a solver "
-            "(uw.CG()), or solver.init(curvature)."
-        )
-    if hasattr(method, "__matmul__"):
-        solver = GivenInverse(method)
-        return Method(type(method).__name__, "given inverse curvature", solver=solver)
-    raise InputError(
-        f"method is a name ({', '.join(METHODS)}), a Method, a solver, or an inverse curvature "
-        f"with @; got {type(method).__name__}."
-    )

@@ -31,6 +31,7 @@ LAYERS = [
     {"solvers"},
     {"engine", "scores", "audits", "damping", "factors"},
     {"evaluation", "exports", "trainers"},
+    {"retraining"},
     {"weighing", "neighbours"},
     {"bm25"},
     {"methods"},

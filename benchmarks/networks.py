@@ -71,6 +71,10 @@ class Problem:
         asked = (self.query_inputs[:queries], self.query_labels[:queries])
         return replace(self, query_inputs=asked[0], query_labels=asked[1])
 
+    def only(self, rows: Tensor) -> "Problem":
+        """The same with some of the training examples only."""
+        return replace(self, inputs=self.inputs[rows], labels=self.labels[rows])
+
     def batches(self, size: int) -> list[tuple[Tensor, Tensor]]:
         """The training examples in order."""
         return list(zip(self.inputs.split(size), self.labels.split(size), strict=True))
@@ -112,6 +116,13 @@ class Recipe:
 
     def prepare(self, scratch: Path) -> None:
         """Write data, weights and reference scores to scratch, each once."""
+        self.supply(scratch)
+        if not self._judged(scratch):
+            print(f"reference scores, at most {self.exact.minutes:.0f} minutes")
+            self.refine(scratch)
+
+    def supply(self, scratch: Path) -> None:
+        """Write data and weights to scratch, each once: all that needs no reference."""
         scratch.mkdir(parents=True, exist_ok=True)
         if not all((scratch / f"{name}.npy").exists() for name in NAMES):
             for name, values in self.data().items():
@@ -119,15 +130,12 @@ class Recipe:
         if not (scratch / "weights.pt").exists():
             print("training")
             torch.save(self.train(scratch), scratch / "weights.pt")
-        if not self._judged(scratch):
-            print(f"reference scores, at most {self.exact.minutes:.0f} minutes")
-            self.refine(scratch)
 
     def _judged(self, scratch: Path) -> bool:
         """Whether there is a reference, and of this damping."""
         if not all((scratch / f"truth.{ending}").exists() for ending in ("npy", "json")):
             return False
-        return self.convergence(scratch).get("damping") == self._untrained(scratch).damping
+        return self.convergence(scratch).get("damping") == self.untrained(scratch).damping
 
     def refine(self, scratch: Path, minutes: float | None = None) -> None:
         """Go on with the reference from where it was left."""
@@ -138,7 +146,7 @@ class Recipe:
     def load(self, scratch: Path) -> Problem:
         """The whole problem from scratch, without computing anything."""
         weights = torch.load(scratch / "weights.pt", weights_only=True)
-        return replace(self._untrained(scratch), weights=weights)
+        return replace(self.untrained(scratch), weights=weights)
 
     def truth(self, scratch: Path) -> np.ndarray:
         """Reference scores of the first queries ``[few, n]``, float64."""
@@ -152,8 +160,24 @@ class Recipe:
 
     def train(self, scratch: Path) -> dict[str, Tensor]:
         """The state after a seeded run of the recipe, with its accuracy printed."""
-        torch.manual_seed(0)
-        problem = self._untrained(scratch)
+        problem = self.untrained(scratch)
+        model = self.fitted(problem, seed=0, told=True)
+        with torch.no_grad():
+            outputs = model(problem.query_inputs)
+        right = (outputs.argmax(-1) == problem.query_labels).double().mean()
+        loss = problem.losses(outputs, problem.query_labels).mean()
+        print(f"queries: loss {float(loss):.4f}, accuracy {float(right):.4f}")
+        return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    def fitted(self, problem: Problem, *, seed: int, told: bool = False) -> nn.Module:
+        """A network trained on a problem's examples, in evaluation mode.
+
+        Args:
+            problem: the examples; its weights are not looked at.
+            seed: of the first weights and of the order of the examples.
+            told: whether each epoch's loss is printed.
+        """
+        torch.manual_seed(seed)
         model = self.build().train()
         optimiser = self.optimiser(model.parameters())
         for epoch in range(self.epochs):
@@ -165,15 +189,12 @@ class Recipe:
                 (mean + 0.5 * self.l2 * size).backward()
                 optimiser.step()
                 total += float(mean.detach()) * len(rows)
-            print(f"epoch {epoch + 1}: loss {total / len(problem.inputs):.4f}", flush=True)
-        with torch.no_grad():
-            outputs = model.eval()(problem.query_inputs)
-        right = (outputs.argmax(-1) == problem.query_labels).double().mean()
-        loss = problem.losses(outputs, problem.query_labels).mean()
-        print(f"queries: loss {float(loss):.4f}, accuracy {float(right):.4f}")
-        return {name: value.detach().clone() for name, value in model.state_dict().items()}
+            if told:
+                print(f"epoch {epoch + 1}: loss {total / len(problem.inputs):.4f}", flush=True)
+        return model.eval()
 
-    def _untrained(self, scratch: Path) -> Problem:
+    def untrained(self, scratch: Path) -> Problem:
+        """The problem without weights."""
         arrays = [torch.from_numpy(np.load(scratch / f"{name}.npy")) for name in NAMES]
         damping = self.l2 if self.damping is None else self.damping
         return Problem(*arrays, weights={}, build=self.build, l2=self.l2, damping=damping)

@@ -37,6 +37,7 @@ class Method:
             them by default.
         assumes: what must hold for its scores to be right, in one line.
         when: who should use it, in one line.
+        cost: passes over the data and memory before the pass that scores, in one line.
 
     Example:
         >>> from upweight import CG
@@ -53,6 +54,7 @@ class Method:
     part: Callable[[Objective, Batch], Sequence[str]] | None = None
     assumes: str = ""
     when: str = ""
+    cost: str = ""
 
     def looks_at(self, objective: Objective, data: Data) -> Objective:
         """The objective as a function of the parameters that the method looks at."""
@@ -116,6 +118,7 @@ class Baseline:
             first; what depends on queries and on all of the data is done once.
         assumes: what must hold for it to mean anything, in one line.
         when: who should use it, in one line.
+        cost: passes over the data and memory, in one line.
 
     Example:
         >>> def shorter(risk, queries, measure):
@@ -131,6 +134,7 @@ class Baseline:
     likeness: Callable[[Risk, Data, Measure], Likeness]
     assumes: str = ""
     when: str = ""
+    cost: str = ""
 
 
 @final

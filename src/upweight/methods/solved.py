@@ -10,29 +10,112 @@ from upweight.weighing import without_loss
 __all__ = ["ROWS"]
 
 _CG = CG(preconditioner=FirstOf((Sketch(), Leading())))
+# p parameters, q queries, N examples; a product with the curvature is a pass over the data.
+_DENSE = "p products (closed form for linear models), p³/3 operations, 16 p² bytes"
+_ITERATED = "about 10 products of all queries, 5 q p numbers and a preconditioner"
+_MINIMUM = "the model minimises the stated objective"
 
 ROWS = (
-    Method("exact", "Hessian, Cholesky factorisation; small models", "hessian", Cholesky()),
-    Method("cg", "Hessian, conjugate gradients; residual per query", "hessian", _CG),
-    Method("lissa", "Hessian, the paper's stochastic series", "hessian", LiSSA()),
-    Method("ggn", "Gauss-Newton, Cholesky; positive for any network", "ggn", Cholesky()),
-    Method("ggn_cg", "Gauss-Newton, conjugate gradients", "ggn", _CG),
-    Method("fisher", "true Fisher, Cholesky", "fisher", Cholesky()),
-    Method("empirical_fisher", "empirical Fisher, Cholesky", "empirical_fisher", Cholesky()),
+    Method(
+        "exact",
+        "Hessian, Cholesky factorisation; small models",
+        "hessian",
+        Cholesky(),
+        assumes=f"{_MINIMUM}, where the Hessian is positive definite",
+        when="up to about 10,000 parameters, linear models above all: nothing else is approximated",
+        cost=_DENSE,
+    ),
+    Method(
+        "cg",
+        "Hessian, conjugate gradients; residual per query",
+        "hessian",
+        _CG,
+        assumes=f"{_MINIMUM}, where the Hessian is positive definite",
+        when="more parameters than exact takes, convex models; every query says how well it is "
+        "solved",
+        cost=_ITERATED,
+    ),
+    Method(
+        "lissa",
+        "Hessian, the paper's stochastic series",
+        "hessian",
+        LiSSA(),
+        assumes="as cg, and a series long enough for every direction that matters",
+        when="to repeat what the paper computed; cg otherwise, which is as exact as it is asked "
+        "to be",
+        cost="products of depth · repeats · batch_size examples with each query, 30 q p numbers",
+    ),
+    Method(
+        "ggn",
+        "Gauss-Newton, Cholesky; positive for any network",
+        "ggn",
+        Cholesky(),
+        assumes="outputs bend little around the parameters; no minimum is needed for a positive "
+        "matrix",
+        when="small networks, whose Hessian is seldom positive definite",
+        cost=_DENSE,
+    ),
+    Method(
+        "ggn_cg",
+        "Gauss-Newton, conjugate gradients",
+        "ggn",
+        _CG,
+        assumes="outputs bend little around the parameters",
+        when="networks where fidelity matters: the judge of ekfac on a few queries",
+        cost=_ITERATED,
+    ),
+    Method(
+        "fisher",
+        "true Fisher, Cholesky",
+        "fisher",
+        Cholesky(),
+        assumes="the loss is a likelihood, and labels spread as the model says",
+        when="as ggn, which it equals for cross-entropy on logits",
+        cost=_DENSE,
+    ),
+    Method(
+        "empirical_fisher",
+        "empirical Fisher, Cholesky",
+        "empirical_fisher",
+        Cholesky(),
+        assumes="gradients at the given labels spread as the loss bends, which wrong labels and "
+        "good fits break",
+        when="to compare with work that uses it; ggn otherwise",
+        cost=_DENSE,
+    ),
     Method(
         "last_layer",
         "Gauss-Newton of the last layer alone, Cholesky",
         "ggn",
         Cholesky(),
         part=last_layer,
+        assumes="removing an example leaves the features as they are",
+        when="a quick look at a large network with a small head",
+        cost=f"{_DENSE}, p of the last layer",
     ),
-    Method("no_hessian", "gradient dot product: identity for H⁻¹"),
+    Method(
+        "no_hessian",
+        "gradient dot product: identity for H⁻¹",
+        assumes="the loss bends alike in all directions",
+        when="a cheap ranking, one checkpoint of TracIn; its values predict no change on removal",
+        cost="nothing",
+    ),
     Method(
         "no_train_loss",
         "exact, each gradient divided by its misfit (ablation)",
         "hessian",
         Cholesky(),
         without_loss,
+        assumes="a cross-entropy, and what exact assumes",
+        when="only to see what training losses add (Figure 1 of the paper)",
+        cost=f"{_DENSE}, and one forward pass",
     ),
-    Method("neither", "no Hessian and no train loss (ablation)", rescale=without_loss),
+    Method(
+        "neither",
+        "no Hessian and no train loss (ablation)",
+        rescale=without_loss,
+        assumes="a cross-entropy, that bends alike in all directions",
+        when="only to see what Hessian and training losses add (Figure 1 of the paper)",
+        cost="one forward pass",
+    ),
 )

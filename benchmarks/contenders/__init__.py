@@ -4,43 +4,12 @@ A contender's file has one function ``run(problem, **settings)`` that returns th
 in the task's sign and scale (or None where there is nothing to compare).
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any
 
-__all__ = ["CONTENDERS", "FLOOR", "Contender", "find"]
+from benchmarks.contenders.contender import FLOOR, Contender
+from benchmarks.contenders.ranked import RANKED
 
-FLOOR = "floor"
-
-
-@final
-@dataclass(frozen=True)
-class Contender:
-    """One library with its settings.
-
-    Attributes:
-        name: of the row in the results.
-        module: file in this folder.
-        settings: what ``run`` is called with.
-        note: what a reader should know about the settings.
-        dtype: of the data and the model.
-        environment: folder in ``.venv-peers`` with its interpreter; "" for the harness's own.
-        packages: whose versions are stored.
-        repeats: runs, each in a process of its own; the median is reported.
-        limit_s: seconds after which a run is stopped.
-        queries: only so many of the task's queries; the cost is then scaled up to all of them.
-    """
-
-    name: str
-    module: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    note: str = ""
-    dtype: str = "float32"
-    environment: str = ""
-    packages: tuple[str, ...] = ("torch", "numpy")
-    repeats: int = 1
-    limit_s: float = 1800.0
-    queries: int | None = None
+__all__ = ["CONTENDERS", "FLOOR", "RANKED", "Contender", "find"]
 
 
 def _own(name: str, note: str, dtype: str = "float32", **settings: Any) -> Contender:
@@ -215,8 +184,9 @@ def find(task: str, name: str) -> Contender:
     Raises:
         SystemExit: there is none.
     """
-    for contender in CONTENDERS[task]:
+    rows = (*CONTENDERS[task], *RANKED.get(task, ()))
+    for contender in rows:
         if contender.name == name:
             return contender
-    known = ", ".join(contender.name for contender in CONTENDERS[task])
+    known = ", ".join(contender.name for contender in rows)
     raise SystemExit(f"The task {task!r} has no contender {name!r}. Known: {known}.")

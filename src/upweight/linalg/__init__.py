@@ -3,6 +3,7 @@
 from upweight.linalg.blocks import Block, BlockGradients, BlockRows, Outer
 from upweight.linalg.cg import CG
 from upweight.linalg.cholesky import Cholesky, CholeskyInverse
+from upweight.linalg.cost import Cost, Load
 from upweight.linalg.eigen import Eigen, EigenInverse
 from upweight.linalg.kronecker import (
     Eigenblock,
@@ -24,6 +25,7 @@ __all__ = [
     "BlockRows",
     "Cholesky",
     "CholeskyInverse",
+    "Cost",
     "Dense",
     "DenseGradients",
     "Eigen",
@@ -35,6 +37,7 @@ __all__ = [
     "Inverse",
     "KroneckerEigen",
     "KroneckerInverse",
+    "Load",
     "MeanOperator",
     "Operator",
     "Outer",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from upweight.bars import track
 from upweight.errors import NonFiniteError
+from upweight.linalg.cost import Cost, Load
 from upweight.linalg.operator import Operator
 from upweight.linalg.solution import Solution, Status, relative_residual
 from upweight.linalg.solver import Inverse, Solver
@@ -17,6 +18,8 @@ __all__ = ["CG"]
 
 Preconditioner = Callable[[Operator, int], Operator | None]
 PROBES, BLOCK = 2, 128
+# For plans: steps with a preconditioner that suits, and rows carried for each that is solved.
+USUAL_STEPS, CARRIED = 10, 5
 
 
 @final
@@ -45,6 +48,10 @@ class CG(Solver):
     rtol: float = 1e-6
     max_steps: int = 1000
     preconditioner: Preconditioner | None = None
+
+    def cost(self, load: Load) -> Cost:
+        """A usual number of steps, without what a preconditioner takes."""
+        return Cost(products=min(USUAL_STEPS, self.max_steps), bytes=CARRIED * load.bytes)
 
     def init(self, operator: Operator) -> "CGInverse":
         """Nothing yet: a preconditioner is made when there are rows to solve."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from upweight.errors import IndefiniteError, InputError, NonFiniteError
+from upweight.linalg.cost import Cost, Load
 from upweight.linalg.operator import Dense, Operator
 from upweight.linalg.solution import Solution, Status, indefinite, relative_residual
 from upweight.linalg.solver import Inverse, Solver
@@ -45,6 +46,12 @@ class Cholesky(Solver):
                 f"A dense solve of {p:,} parameters needs {2 * 8 * p * p / 2**30:,.1f} GiB. "
                 "Use method='cg', choose fewer parameters, or raise Cholesky(largest=...)."
             )
+
+    def cost(self, load: Load) -> Cost:
+        """The matrix and its factor; a product measures the residuals."""
+        self._check_size(load.size)
+        p, m = float(load.size), load.rows
+        return Cost(products=1, matrix=True, operations=p**3 / 3 + m * p**2, bytes=16 * p**2)
 
     def prepared(self, operator: Operator) -> Operator:
         """The matrix itself."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from upweight.linalg.blocks import BlockRows, pieces
+from upweight.linalg.cost import Cost, Load
 from upweight.linalg.operator import Operator
 from upweight.linalg.solution import Solution
 from upweight.linalg.values import Gradients
@@ -28,6 +29,15 @@ class Solver(ABC):
     def prepared(self, operator: Operator) -> Operator:
         """The operator in a form that costs no pass over data when another λ is added to it."""
         return operator
+
+    def cost(self, load: Load) -> Cost | None:
+        """What inverting a curvature and solving takes; None where that is not known before.
+
+        Raises:
+            InputError: there is more of it than the solver takes.
+        """
+        del load
+        return None
 
 
 class Inverse(Operator):

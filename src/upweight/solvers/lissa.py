@@ -8,6 +8,7 @@ from torch import Tensor
 
 from upweight.bars import track
 from upweight.errors import IndefiniteError, InputError
+from upweight.linalg.cost import Cost, Load
 from upweight.linalg.operator import MeanOperator, Operator, Shifted
 from upweight.linalg.solution import Solution, Status, relative_residual
 from upweight.linalg.solver import Inverse, Solver
@@ -15,6 +16,7 @@ from upweight.linalg.solver import Inverse, Solver
 __all__ = ["LiSSA"]
 
 GROWTH_LIMIT = 10.0
+CARRIED = 4  # rows of every repeat, at a time
 PROBE_GROUPS, PROBE_ROUNDS, RETRIES = 64, 12, 8
 
 
@@ -66,6 +68,11 @@ class LiSSA(Solver):
     def damping_from_reference(scale: float, damp: float) -> float:
         """λ = σ d: the damping beside the curvature that the reference's (σ, d) amounts to."""
         return scale * damp
+
+    def cost(self, load: Load) -> Cost:
+        """As many examples' products as are drawn, and one with all of them for the residual."""
+        drawn = self.depth * self.repeats * self.batch_size / load.examples
+        return Cost(products=drawn + 1, bytes=CARRIED * self.repeats * load.bytes)
 
     def init(self, operator: Operator) -> "LiSSAInverse":
         """Find the scale."""

@@ -10,9 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from upweight.sources import leaves
 
-__all__ = ["Tally", "peak_bytes", "seconds"]
+__all__ = ["Tally", "elapsed", "peak_bytes", "seconds"]
 
 Result = TypeVar("Result")
+clock = time.perf_counter
 
 
 @final
@@ -69,12 +70,14 @@ def peak_bytes(work: Callable[[], Result]) -> tuple[int, Result]:
     return tally.peak, result
 
 
+def elapsed(work: Callable[[], Result]) -> tuple[float, Result]:
+    """Wall time of some work done once, and its result."""
+    start = clock()
+    result = work()
+    return clock() - start, result
+
+
 def seconds(work: Callable[[], object], *, repeats: int = 3) -> float:
     """Wall time of some work, the least of some after a first."""
     work()
-    found = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - start)
-    return min(found)
+    return min(elapsed(work)[0] for _ in range(repeats))

@@ -103,4 +103,4 @@ class Influence(Proving, Changing):
         """
         data = Data.of(queries)
         self.objective.probe(data, role="queries")
-        return make_plan(self._made, len(data))
+        return make_plan(self._made, data)

@@ -34,12 +34,13 @@ class Load:
 class Cost:
     """What making an inverse and solving with it takes, in units that a plan can time.
 
-    All of it 0 says that neither products nor a matrix of the curvature are needed: the time is
-    then that of the solver itself on a curvature of a few examples.
+    All of it 0 says that the data are not needed again: the time is then that of the solver itself
+    on a curvature of a few examples.
 
     Attributes:
         products: of all rows with the curvature, a usual number where it depends on the curvature.
         single: products of one row, whatever the number of rows.
+        passes: over the data, forward and back, beside those of the products.
         matrix: whether the curvature is made a matrix ``[p, p]`` in float64.
         operations: multiply-adds of the solver's own.
         bytes: held at a time, beside what a product takes.
@@ -52,6 +53,7 @@ class Cost:
 
     products: float = 0.0
     single: float = 0.0
+    passes: float = 0.0
     matrix: bool = False
     operations: float = 0.0
     bytes: float = 0.0

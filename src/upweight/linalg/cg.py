@@ -50,8 +50,15 @@ class CG(Solver):
     preconditioner: Preconditioner | None = None
 
     def cost(self, load: Load) -> Cost:
-        """A usual number of steps, without what a preconditioner takes."""
-        return Cost(products=min(USUAL_STEPS, self.max_steps), bytes=CARRIED * load.bytes)
+        """A usual number of steps, each with products of rows with rows of their block."""
+        steps = min(USUAL_STEPS, self.max_steps)
+        between = 6.0 * min(load.rows, BLOCK) * load.rows * load.size
+        return Cost(
+            products=steps,
+            operations=steps * between,
+            bytes=CARRIED * load.bytes,
+            without="" if self.preconditioner is None else "making its preconditioner",
+        )
 
     def init(self, operator: Operator) -> "CGInverse":
         """Nothing yet: a preconditioner is made when there are rows to solve."""

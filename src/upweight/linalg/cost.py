@@ -44,6 +44,7 @@ class Cost:
         matrix: whether the curvature is made a matrix ``[p, p]`` in float64.
         operations: multiply-adds of the solver's own.
         bytes: held at a time, beside what a product takes.
+        without: in words, what it takes besides and cannot say.
 
     Example:
         >>> from upweight.linalg import Cholesky
@@ -57,3 +58,4 @@ class Cost:
     matrix: bool = False
     operations: float = 0.0
     bytes: float = 0.0
+    without: str = ""

@@ -6,8 +6,19 @@ from typing import final
 import numpy as np
 
 from upweight.errors import InputError
+from upweight.evaluation.ranks import (
+    correlations,
+    rank_correlations,
+    sampled_rank_correlations,
+)
+from upweight.evaluation.resampling import Resamples, Sampled
 
-__all__ = ["Agreement", "agreement", "pearson", "slope"]
+__all__ = ["Agreement", "agreement", "pearson", "pooled", "slope"]
+
+# Ranks of a sample take a pass over all pairs: so many numbers in all, in steps that fit a cache.
+MOST_RANKS, RANKS_AT_ONCE, LEAST_DRAWS = 2**22, 2**18, 200
+# Below this share of the mean square, a variance is what rounding left of nothing.
+NOTHING = 1e-12
 
 
 def pearson(predicted: np.ndarray, actual: np.ndarray) -> float:
@@ -17,9 +28,7 @@ def pearson(predicted: np.ndarray, actual: np.ndarray) -> float:
         >>> pearson(np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0]))
         1.0
     """
-    x, y = predicted - predicted.mean(), actual - actual.mean()
-    scale = np.sqrt((x @ x) * (y @ y))
-    return float(np.clip(x @ y / scale, -1, 1)) if scale > 0 else float("nan")
+    return float(correlations(predicted.ravel(), actual.ravel()))
 
 
 def slope(predicted: np.ndarray, actual: np.ndarray) -> float:
@@ -33,6 +42,52 @@ def slope(predicted: np.ndarray, actual: np.ndarray) -> float:
     return float(x @ (actual - actual.mean()) / (x @ x)) if x @ x > 0 else float("nan")
 
 
+def pooled(
+    predicted: np.ndarray, actual: np.ndarray, resamples: Resamples
+) -> tuple[Sampled, Sampled]:
+    """Pearson's r and the slope over all pairs of queries and trials, with bootstrap samples.
+
+    Args:
+        predicted: ``[q, m]``.
+        actual: ``[q, m]``.
+        resamples: of the m trials and the q queries.
+
+    Example:
+        >>> effects = np.arange(20.0).reshape(2, 10)
+        >>> r, size = pooled(effects, 3 * effects, Resamples.two_way(10, 2))
+        >>> round(r.value, 6), round(size.estimate().low, 6)
+        (1.0, 3.0)
+    """
+    x, y = predicted.astype(np.float64), actual.astype(np.float64)
+    r, size = _moments_of(x, y, resamples)
+    return Sampled(pearson(x, y), r), Sampled(slope(x.ravel(), y.ravel()), size)
+
+
+def _moments_of(
+    x: np.ndarray, y: np.ndarray, resamples: Resamples
+) -> tuple[np.ndarray, np.ndarray]:
+    """R and slope ``[b]`` of samples, from weighted sums alone: no sample is ever formed."""
+    units = [max(float(np.abs(values - values.mean()).max()), 1e-300) for values in (x, y)]
+    # Around the mean of all pairs, so that the squares that are subtracted are not large.
+    x, y = ((values - values.mean()) / unit for values, unit in zip((x, y), units, strict=True))
+    count = resamples.trials.sum(1) * resamples.queries.sum(1)
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        found: np.ndarray = ((resamples.queries @ values) * resamples.trials).sum(1) / count
+        return found
+
+    means = mean(x), mean(y)
+    squares = mean(x * x), mean(y * y)
+    variances = [square - centre**2 for square, centre in zip(squares, means, strict=True)]
+    vary = [v > NOTHING * square for v, square in zip(variances, squares, strict=True)]
+    product = mean(x * y) - means[0] * means[1]
+    r, size = np.full((2, len(count)), np.nan)
+    scale = np.sqrt(np.where(vary[0] & vary[1], variances[0] * variances[1], 1))
+    np.divide(product, scale, out=r, where=vary[0] & vary[1])
+    np.divide(product, variances[0], out=size, where=vary[0])
+    return np.clip(r, -1, 1), size * units[1] / units[0]
+
+
 @final
 @dataclass(frozen=True)
 class Agreement:
@@ -44,6 +99,8 @@ class Agreement:
         slope: of actual over predicted.
         slope_interval: 95 % bootstrap interval.
         count: pairs compared.
+        rank: Spearman's correlation, of midranks.
+        rank_interval: 95 % bootstrap interval.
     """
 
     r: float
@@ -51,12 +108,14 @@ class Agreement:
     slope: float
     slope_interval: tuple[float, float]
     count: int
+    rank: float
+    rank_interval: tuple[float, float]
 
     def __str__(self) -> str:
         return (
             f"r = {self.r:.4f} [{self.r_interval[0]:.4f}, {self.r_interval[1]:.4f}], "
             f"slope = {self.slope:.3f} [{self.slope_interval[0]:.3f}, {self.slope_interval[1]:.3f}]"
-            f", {self.count} pairs"
+            f", rank r = {self.rank:.4f}, {self.count} pairs"
         )
 
     def as_dict(self) -> dict[str, object]:
@@ -67,7 +126,7 @@ class Agreement:
 def agreement(
     predicted: np.ndarray, actual: np.ndarray, *, draws: int = 2000, seed: int = 0
 ) -> Agreement:
-    """R and slope with 95 % percentile bootstrap intervals.
+    """R, slope and rank correlation with 95 % percentile bootstrap intervals.
 
     Args:
         predicted: ``[m]``, or ``[q, m]`` for several queries; the m removals are resampled.
@@ -82,29 +141,40 @@ def agreement(
         >>> agreement(np.arange(5.0), 2 * np.arange(5.0)).slope
         2.0
     """
-    x, y = np.atleast_2d(predicted), np.atleast_2d(actual)
+    x, y = np.atleast_2d(predicted).astype(np.float64), np.atleast_2d(actual).astype(np.float64)
     if x.shape != y.shape or x.shape[1] < 3:
         raise InputError(
             f"Agreement needs two arrays of one shape with at least 3 removals; got "
             f"{predicted.shape} and {actual.shape}."
         )
-    generator = np.random.default_rng(seed)
-    pairs = []
-    for _ in range(draws):
-        pick = generator.integers(0, x.shape[1], x.shape[1])
-        pairs.append(
-            (
-                pearson(x[:, pick].ravel(), y[:, pick].ravel()),
-                slope(x[:, pick].ravel(), y[:, pick].ravel()),
-            )
-        )
-    drawn = np.array(pairs)
-    drawn = drawn[np.isfinite(drawn).all(1)]
-    low, high = np.percentile(drawn, [2.5, 97.5], axis=0) if len(drawn) else np.full((2, 2), np.nan)
+    resamples = Resamples.of_trials(x.shape[1], len(x), draws=draws, seed=seed)
+    r, size = pooled(x, y, resamples)
+    known = np.isfinite(r.draws) & np.isfinite(size.draws)
     return Agreement(
-        pearson(x.ravel(), y.ravel()),
-        (float(low[0]), float(high[0])),
-        slope(x.ravel(), y.ravel()),
-        (float(low[1]), float(high[1])),
+        r.value,
+        _percentiles(r.draws[known]),
+        size.value,
+        _percentiles(size.draws[known]),
         x.size,
+        float(rank_correlations(x.ravel(), y.ravel())),
+        _percentiles(_rank_draws(x, y, resamples)),
     )
+
+
+def _percentiles(draws: np.ndarray) -> tuple[float, float]:
+    known = draws[np.isfinite(draws)]
+    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
+    return float(low), float(high)
+
+
+def _rank_draws(x: np.ndarray, y: np.ndarray, resamples: Resamples) -> np.ndarray:
+    """Spearman's ρ of all pairs in samples of the trials, fewer samples where pairs are many."""
+    counts = resamples.trials[: max(MOST_RANKS // x.size, LEAST_DRAWS)]
+    step = max(RANKS_AT_ONCE // x.size, 1)
+    parts = [
+        sampled_rank_correlations(
+            x.ravel(), y.ravel(), np.tile(counts[start : start + step], len(x))
+        )
+        for start in range(0, len(counts), step)
+    ]
+    return np.concatenate(parts)

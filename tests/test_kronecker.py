@@ -751,3 +751,26 @@ def test_thinned_moments_are_near_the_whole_ones(monkeypatch):
     ]
     gap = (dense[0] - dense[1]).norm() / dense[0].norm()
     assert 0 < gap < 0.2
+
+
+@pytest.mark.parametrize("fit", [EKFAC, KFAC])
+def test_blocks_that_need_few_examples_are_fitted_as_if_alone(fit, monkeypatch):
+    """Each group of blocks has the values of a fit to its own examples, and says how many."""
+    monkeypatch.setattr("upweight.curvature.fitting.LEAST_ROWS", 4)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(300, 3)).double()
+    x, y = torch.randn(400, 1, 12, 12, dtype=torch.float64), torch.arange(400) % 3
+    objective, data = Objective(model, "cross_entropy", l2=0.1), Data.of((x, y))
+    risk = Risk(objective, data)
+    found = fit(slopes=Draws("auto", seed=5), rows="auto", seed=3)(risk)
+    rows = fitting.MARGIN * 4
+    chosen = torch.randperm(400, generator=torch.Generator().manual_seed(3))[:rows].sort().values
+    few = fit(slopes=Draws(1, seed=5))(Risk(objective, data.take(chosen)))
+    all_of_them = fit(slopes=Draws(2, seed=5))(risk)
+    assert found.notes[0].startswith(f"curvature of 1 of 2 blocks fitted on {rows} of 400 examples")
+    assert len(found.notes) == 1
+    basis = torch.eye(objective.space.size, dtype=torch.float64)
+    wanted = few.apply(basis), all_of_them.apply(basis)
+    conv = sum(parameter.numel() for parameter in model[0].parameters())
+    dense = found.apply(basis)
+    same(dense[:conv, :conv], wanted[0][:conv, :conv], 1e-9)
+    same(dense[conv:, conv:], wanted[1][conv:, conv:], 1e-9)

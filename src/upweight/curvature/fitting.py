@@ -1,6 +1,6 @@
 """The passes over (a sample of) the data that a Kronecker-factored fit makes."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, final
 
@@ -17,96 +17,104 @@ from upweight.gradients import Layout, Observation, observe, risk_layout
 from upweight.linalg import Block, BlockGradients, Eigenblock, KroneckerEigen
 from upweight.risk import Risk
 
-__all__ = ["Fitting", "Rows", "fit_batch", "fitted_rows"]
+__all__ = ["Fitting", "Rows", "fit_batch", "fitted_rows", "fittings", "represented"]
 
-LEAST_ROWS, POSITIONS_PER_SIDE, MARGIN = 128, 16, 4
+LEAST_ROWS, POSITIONS_PER_SIDE, MARGIN = 128, 16, 8
 BATCH_BYTES, LARGE_BATCH = 64 * 2**20, 4096
 
 Rows = int | Literal["auto"] | None
-Looked = tuple[BlockGradients, Tensor, int]
+# Gradients of a batch for every slope with their shares, and the number of the batch.
+Looked = tuple[list[tuple[BlockGradients, Tensor]], int]
 
 
 @final
 class Fitting:
-    """The pass over (a sample of) the data that a fit makes, once or twice.
+    """The pass over (a sample of) the data that a fit of some blocks makes, once or twice.
 
     Gradients are kept from one pass to the next while they fit into a quarter of the memory budget.
+
+    Args:
+        risk: objective and all of its data.
+        slopes: that make the gradients.
+        places: of the blocks; the backward pass goes no further than to them.
+        sample: positions of the examples, or None for all.
+        exact: blocks of at most so many parameters have a matrix of their own.
     """
 
     def __init__(
-        self, risk: Risk, slopes: Slopes, *, rows: Rows, seed: int, exact: int = 0
+        self,
+        risk: Risk,
+        slopes: Slopes,
+        places: Sequence[int],
+        *,
+        sample: Tensor | None = None,
+        exact: int = 0,
     ) -> None:
-        count = len(risk.data)
+        self.whole, self.slopes, self.places = risk, slopes, tuple(places)
         self.layout: Layout = risk_layout(risk)
-        fitted = fitted_rows(risk, rows)
-        self.sampled = fitted if fitted < count else None
-        self.size = fit_batch(risk, fitted)
-        # Where one block needs many examples, others with many positions do not need them all.
-        sides = sides_of(risk)
-        self.indexed = [side.indexed for side in sides]
-        automatic = rows == "auto"
-        self.exact = [_flat(block, exact) for block in self.layout.blocks]
-        self.every = [
-            side.every(fitted) if automatic and not flat else 1
-            for side, flat in zip(sides, self.exact, strict=True)
-        ]
-        self.whole, self.slopes = risk, slopes
-        if self.sampled is not None:
-            generator = torch.Generator().manual_seed(seed)
-            chosen = torch.randperm(count, generator=generator)[: self.sampled].sort().values
-            risk = Risk(risk.objective, risk.data.take(chosen))
-        self.risk = risk
+        self.sampled = None if sample is None else len(sample)
+        self.risk = risk if sample is None else Risk(risk.objective, risk.data.take(sample))
+        self.size = fit_batch(risk, len(self.risk.data))
+        self.exact = exact
         self._kept: list[Looked] | None = None
 
     def kept(self) -> int:
         """Bytes of the gradients that are kept for a second pass, as far as they are."""
-        one = observe(self.risk.objective, self.risk.rows(0, 1)[0]).gradients()
-        row = one.without([k for k, every in enumerate(self.every) if every > 1]).bytes()
-        return min(row * len(self.risk.data), _room())
+        first, _ = self.risk.rows(0, 1)
+        one = Observation(self.risk.objective, self.layout, first, self.places).gradients()
+        return min(one.bytes() * len(self.risk.data), _room())
 
-    def shortened(self, rows: int) -> "Fitting":
-        """The same over the first examples alone."""
+    def shortened(self, share: float) -> "Fitting":
+        """The same over the first part of the examples alone."""
+        rows = max(1, round(share * len(self.risk.data)))
         if rows < len(self.risk.data):
             data = self.risk.data.take(torch.arange(rows, device="cpu"))
             self.risk = Risk(self.risk.objective, data)
         return self
 
-    def batches(self, label: str, drop: Collection[int] = ()) -> Iterator[Looked]:
-        """Gradients of every batch and slope, shares with its weight, and the batch's number.
+    def batches(self, label: str, *, keep: bool) -> Iterator[Looked]:
+        """Every batch, its shares with each slope's weight.
 
         Args:
             label: of the progress bar.
-            drop: blocks that need not be kept for another pass.
+            keep: whether another pass will follow.
         """
         if self._kept is not None:
             yield from self._kept
             return
-        kept: list[Looked] | None = []
+        kept: list[Looked] | None = [] if keep else None
         room, count = _room(), len(self.risk.data)
         steps = in_steps(count, self.size, lambda a, b: self._slopes(*self.risk.rows(a, b)))
         for number, slopes in enumerate(track(steps, label, -(-count // self.size))):
-            for gradients, share in slopes:
-                yield gradients, share, number
-                rest = gradients.without(drop)
-                room -= rest.bytes()
-                if kept is not None and room >= 0:
-                    kept.append((rest, share, number))
-                else:
-                    kept = None
+            yield slopes, number
+            room -= sum(gradients.bytes() for gradients, _ in slopes)
+            if kept is not None and room >= 0:
+                kept.append((slopes, number))
+            else:
+                kept = None
         self._kept = kept
 
     def _slopes(self, batch: Batch, share: Tensor) -> list[tuple[BlockGradients, Tensor]]:
         """Gradients for every slope, with shares times its weight."""
-        seen = Observation(self.risk.objective, self.layout, batch)
+        seen = Observation(self.risk.objective, self.layout, batch, self.places)
         return [(found, share * weight) for found, weight in self.slopes.gradients(seen)]
 
-    def none(self, kind: type[Moments], places: Collection[int]) -> dict[int, Moments]:
-        """Moments of some blocks before anything was added."""
-        like = self.risk.objective.l2
-        found: dict[int, Moments] = {}
-        for place in places:
-            block, own = self.layout.blocks[place], Whole if self.exact[place] else kind
-            found[place] = own(block, like, indexed=self.indexed[place])
+    def none(self, kind: type[Moments]) -> dict[int, Moments]:
+        """Moments of the blocks before anything was added."""
+        like, found = self.risk.objective.l2, {}
+        indexed = [side.indexed for side in sides_of(self.risk)]
+        for place in self.places:
+            block = self.layout.blocks[place]
+            own = Whole if _flat(block, self.exact) else kind
+            found[place] = own(block, like, indexed=indexed[place])
+        return found
+
+    def moments(self, kind: type[Moments], *, keep: bool = False) -> dict[int, Moments]:
+        """The moments of the blocks."""
+        found = self.none(kind)
+        for slopes, _ in self.batches("moments", keep=keep):
+            for place, part in found.items():
+                part.add([(gradients.terms[place], share) for gradients, share in slopes])
         return found
 
     def undetermined(self, basis: Eigenblock) -> Eigenblock:
@@ -125,31 +133,7 @@ class Fitting:
             raise InputError(
                 "The basis is of other parameters than this objective's. Fit it on the same model."
             )
-        return {place: self.undetermined(part) for place, part in enumerate(basis.blocks)}
-
-    def early(self, kind: type[Moments]) -> dict[int, Moments]:
-        """Moments of the blocks that a part of the examples determines."""
-        found = self.none(kind, [place for place, every in enumerate(self.every) if every > 1])
-        if not found:
-            return found
-        every = min(self.every[place] for place in found)
-        chosen = torch.arange(0, len(self.risk.data), every, device="cpu")
-        part = Risk(self.risk.objective, self.risk.data.take(chosen))
-        steps = in_steps(len(chosen), self.size, lambda a, b: self._slopes(*part.rows(a, b)))
-        for slopes in steps:
-            for gradients, weighted in slopes:
-                for place, moments in found.items():
-                    moments.add(gradients.terms[place], weighted)
-        return found
-
-    def moments(self, kind: type[Moments]) -> list[Moments]:
-        """The moments of every block."""
-        found = self.early(kind)
-        late = self.none(kind, set(range(len(self.layout.blocks))) - set(found))
-        for gradients, share, _ in self.batches("moments", drop=range(len(self.layout.blocks))):
-            for place, part in late.items():
-                part.add(gradients.terms[place], share)
-        return [part for _, part in sorted({**found, **late}.items())]
+        return {place: self.undetermined(basis.blocks[place]) for place in self.places}
 
     def notes(self, error: float | None = None) -> tuple[str, ...]:
         """That a sample was fitted on, and how well it determines the eigenvalues."""
@@ -157,21 +141,63 @@ class Fitting:
             return ()
         size = "unknown" if error == float("inf") else f"{error or 0:.0%}"
         known = "" if error is None else f" (standard error of its eigenvalues {size})"
+        count, blocks = len(self.places), len(self.layout.blocks)
+        which = "" if count == blocks else f" of {count} of {blocks} blocks"
         return (
-            f"curvature fitted on {self.sampled:,} of {len(self.whole.data):,} examples{known}",
+            f"curvature{which} fitted on {self.sampled:,} of {len(self.whole.data):,} "
+            f"examples{known}",
         )
 
-    def represented(self, blocks: list[Eigenblock], notes: tuple[str, ...]) -> KroneckerEigen:
-        """The operator, with the L2 of each block on its eigenvalues."""
-        objective = self.risk.objective
-        added = [
-            replace(
-                part,
-                values=(part.values + float(objective.l2[part.block.weight])).to(objective.l2),
-            )
-            for part in blocks
-        ]
-        return KroneckerEigen(added, objective.space.size, notes, mass=self.risk.total)
+
+def fittings(risk: Risk, slopes: Slopes, *, rows: Rows, seed: int, exact: int = 0) -> list[Fitting]:
+    """One pass over the data for all blocks; or two, where some need far fewer examples.
+
+    A convolution early in a network has many positions an example, and a part of the examples
+    determines its moments amply; the wide layer behind it has one, and needs them all.
+    """
+    count, fitted = len(risk.data), fitted_rows(risk, rows)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(count, generator=generator)
+    amply = {place: MARGIN * side.needed for place, side in enumerate(sides_of(risk))}
+    blocks = risk_layout(risk).blocks
+    few = [
+        place
+        for place, side in enumerate(sides_of(risk))
+        if rows == "auto"
+        and side.positions > 1
+        and 2 * amply[place] <= fitted
+        and not _flat(blocks[place], exact)
+    ]
+    if len(few) == len(blocks):
+        few = []
+    groups = [(few, max((amply[place] for place in few), default=0))]
+    groups.append(([place for place in amply if place not in few], fitted))
+    return [
+        Fitting(
+            risk,
+            slopes,
+            places,
+            sample=None if size >= count else order[:size].sort().values,
+            exact=exact,
+        )
+        for places, size in groups
+        if places
+    ]
+
+
+def represented(
+    risk: Risk, blocks: Mapping[int, Eigenblock], notes: tuple[str, ...], mass: float
+) -> KroneckerEigen:
+    """The operator, with the L2 of each block on its eigenvalues."""
+    objective = risk.objective
+    added = [
+        replace(
+            part,
+            values=(part.values + float(objective.l2[part.block.weight])).to(objective.l2),
+        )
+        for _, part in sorted(blocks.items())
+    ]
+    return KroneckerEigen(added, objective.space.size, notes, mass=mass)
 
 
 def _flat(block: Block, exact: int) -> bool:
@@ -220,10 +246,6 @@ class Side:
         """Examples whose positions determine the moments."""
         spread = -(-POSITIONS_PER_SIDE * self.largest // max(self.positions, 1))
         return max(LEAST_ROWS, spread)
-
-    def every(self, fitted: int) -> int:
-        """Where an example has many positions: which part of the examples is enough, amply."""
-        return max(1, fitted // (MARGIN * self.needed)) if self.positions > 1 else 1
 
 
 def sides_of(risk: Risk) -> list[Side]:

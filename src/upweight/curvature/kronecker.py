@@ -7,16 +7,23 @@ their eigenvalues on the diagonal; the corrected form its true values there,
     Λ_jk = Σ_n share_n E[(Q_Lᵀ G_n Q_R)²_jk]        (George et al., 2018).
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import final
 
 from torch import Tensor
 
-from upweight.curvature.fitting import Fitting, Rows, fit_batch, fitted_rows
-from upweight.curvature.moments import Expand, Moments
+from upweight.curvature.fitting import (
+    Fitting,
+    Rows,
+    fit_batch,
+    fitted_rows,
+    fittings,
+    represented,
+)
+from upweight.curvature.moments import Draw, Expand, Moments, alike
 from upweight.curvature.slopes import Draws, Slopes
-from upweight.linalg import Block, BlockGradients, Eigenblock, KroneckerEigen, Outer
+from upweight.linalg import Block, Eigenblock, KroneckerEigen, Outer
 from upweight.linalg.blocks import form, pieces
 from upweight.risk import Risk
 
@@ -56,18 +63,24 @@ class KFAC:
 
     def trial(self, risk: Risk, rows: int) -> KroneckerEigen:
         """A fit to a few of the examples, made as the whole one will be: to see what it costs."""
-        return self._fit(self._passes(risk).shortened(rows))
+        share = rows / self.fitted(risk)
+        return self._fit([fit.shortened(share) for fit in self._passes(risk)])
 
     def __call__(self, risk: Risk) -> KroneckerEigen:
         """Fit over the training data."""
         return self._fit(self._passes(risk))
 
-    def _passes(self, risk: Risk) -> Fitting:
-        return Fitting(risk, self.slopes, rows=self.rows, seed=self.seed)
+    def _passes(self, risk: Risk) -> list[Fitting]:
+        return fittings(risk, self.slopes, rows=self.rows, seed=self.seed)
 
-    def _fit(self, fit: Fitting) -> KroneckerEigen:
-        moments = fit.moments(self.moments)
-        return fit.represented([part.eigenblock() for part in moments], fit.notes())
+    def _fit(self, passes: Sequence[Fitting]) -> KroneckerEigen:
+        blocks: dict[int, Eigenblock] = {}
+        for fit in passes:
+            moments = fit.moments(self.moments)
+            blocks |= {place: part.eigenblock() for place, part in moments.items()}
+        notes = tuple(note for fit in passes for note in fit.notes())
+        risk = passes[-1].risk
+        return represented(risk, blocks, notes, risk.total)
 
 
 @final
@@ -114,45 +127,45 @@ class EKFAC:
 
     def kept(self, risk: Risk) -> int:
         """Bytes of gradients that it keeps for a second pass."""
-        return self._passes(risk).kept()
+        return max(fit.kept() for fit in self._passes(risk))
 
     def trial(self, risk: Risk, rows: int) -> KroneckerEigen:
         """A fit to a few of the examples, made as the whole one will be: to see what it costs."""
-        return self._fit(self._passes(risk).shortened(rows))
+        share = rows / self.fitted(risk)
+        return self._fit([fit.shortened(share) for fit in self._passes(risk)])
 
     def __call__(self, risk: Risk) -> KroneckerEigen:
-        """Fit over the training data: moments first, then the diagonal in their basis.
-
-        A block whose moments a part of the examples determines has its basis before the pass over
-        all of them, which then gives its diagonal at once.
-        """
+        """Fit over the training data: moments first, then the diagonal in their basis."""
         return self._fit(self._passes(risk))
 
-    def _passes(self, risk: Risk) -> Fitting:
-        return Fitting(risk, self.slopes, rows=self.rows, seed=self.seed, exact=self.exact)
+    def _passes(self, risk: Risk) -> list[Fitting]:
+        return fittings(risk, self.slopes, rows=self.rows, seed=self.seed, exact=self.exact)
 
-    def _fit(self, fit: Fitting) -> KroneckerEigen:
+    def _fit(self, passes: Sequence[Fitting]) -> KroneckerEigen:
+        blocks: dict[int, Eigenblock] = {}
+        notes: list[str] = []
+        for fit in passes:
+            found, error = self._determined(fit)
+            blocks |= found
+            notes += fit.notes(error)
+        risk = passes[-1].risk
+        return represented(risk, blocks, tuple(notes), risk.total)
+
+    def _determined(self, fit: Fitting) -> tuple[dict[int, Eigenblock], float]:
+        """The blocks of a pass with their diagonal, and its relative error."""
         if self.basis is None:
-            early_moments = fit.early(self.moments)
-            blocks = {k: fit.undetermined(part.eigenblock()) for k, part in early_moments.items()}
+            moments = fit.moments(self.moments, keep=True)
+            blocks = {k: fit.undetermined(part.eigenblock()) for k, part in moments.items()}
         else:
             blocks = fit.based(self.basis)
-        early, masses = frozenset(blocks), [0.0, 0.0]
-        late = fit.none(self.moments, frozenset(range(len(fit.layout.blocks))) - early)
-        for gradients, share, number in fit.batches("moments", drop=early):
-            masses[number % 2] += float(share.sum())
-            for place, part in late.items():
-                part.add(gradients.terms[place], share)
-            _add_squares(blocks, gradients, share, number)
-        rest = {k: fit.undetermined(part.eigenblock()) for k, part in late.items()}
-        for gradients, share, number in fit.batches("eigenvalues", drop=early) if rest else ():
-            _add_squares(rest, gradients, share, number)
-        halves = [part for _, part in sorted({**blocks, **rest}.items())]
-        summed = [replace(part, values=part.values.sum(0)) for part in halves]
-        error = None
-        if fit.sampled is not None:
-            error = _standard_error([part.values for part in halves], masses)
-        return fit.represented(summed, fit.notes(error))
+        masses = [0.0, 0.0]
+        for slopes, number in fit.batches("eigenvalues", keep=False):
+            masses[number % 2] += sum(float(share.sum()) for _, share in slopes)
+            for place, part in blocks.items():
+                draws = [(gradients.terms[place], share) for gradients, share in slopes]
+                _add_squares(part, draws, part.values[number % 2])
+        error = _standard_error([part.values for part in blocks.values()], masses)
+        return {k: replace(b, values=b.values.sum(0)) for k, b in blocks.items()}, error
 
 
 def _standard_error(halves: list[Tensor], masses: list[float]) -> float:
@@ -163,24 +176,25 @@ def _standard_error(halves: list[Tensor], masses: list[float]) -> float:
     return (gap / max(size * first * second, 1e-300)) ** 0.5 if first * second else float("inf")
 
 
-def _add_squares(
-    parts: Mapping[int, Eigenblock], gradients: BlockGradients, share: Tensor, number: int
-) -> None:
-    """Add a batch to the half of Λ that its number says, in every block."""
-    for place, part in parts.items():
-        terms = gradients.terms[place]
-        if terms:
-            _add_block_squares(part, terms, share, part.values[number % 2])
+def _add_squares(part: Eigenblock, draws: Sequence[Draw], total: Tensor) -> None:
+    """Add Σ_n share_n (Q_Lᵀ G_n Q_R)² of every draw to ``[g, o, i]``.
 
-
-def _add_block_squares(
-    part: Eigenblock, terms: tuple[Outer, ...], share: Tensor, total: Tensor
-) -> None:
-    """Add Σ_n share_n (Q_Lᵀ G_n Q_R)² to ``[g, o, i]``; where G is one outer product, unformed."""
-    if len(terms) == 1 and terms[0].positions == 1:
-        left, right = (f[:, :, 0].square() for f in part.turned_factors(terms[0]))
-        total += (left * share[:, None]).mT @ right
+    Where G is one outer product it is not formed, and what all draws were given is turned once.
+    """
+    single = [terms[0] for terms, _ in draws if len(terms) == 1 and terms[0].positions == 1]
+    if not part.flat and len(single) == len(draws) and alike(single):
+        left = total.new_zeros(())
+        for term, (_, share) in zip(single, draws, strict=True):
+            left = left + part.turned_left(term)[:, :, 0].square() * share[:, None]
+        total += left.mT @ part.turned_right(single[0])[:, :, 0].square()
         return
+    for terms, share in draws:
+        if terms:
+            _add_formed(part, terms, share, total)
+
+
+def _add_formed(part: Eigenblock, terms: Sequence[Outer], share: Tensor, total: Tensor) -> None:
+    """The same of one draw, its matrices formed in the basis."""
     block = part.block
     turned_first = not part.flat and _turning_first(block, terms)
     for piece in pieces(len(share), 2 * block.size * total.element_size()):
@@ -195,7 +209,7 @@ def _add_block_squares(
         total += (share[piece] @ formed.square_().flatten(1)).view_as(total)
 
 
-def _turning_first(block: Block, terms: tuple[Outer, ...]) -> bool:
+def _turning_first(block: Block, terms: Sequence[Outer]) -> bool:
     """Whether turning the factors costs less than turning the formed matrices."""
     _, o, i = block.shape
     if any(term.indexed for term in terms):

@@ -11,9 +11,12 @@ from upweight.linalg import Block, Eigenblock, Outer, Spectra
 from upweight.linalg.blocks import form, pieces
 from upweight.linalg.gram import add_gram, mirror
 
-__all__ = ["Axes", "Expand", "Gradient", "Moments", "Reduce", "Whole"]
+__all__ = ["Axes", "Draw", "Expand", "Gradient", "Moments", "Reduce", "Whole", "alike"]
 
 LARGEST_SIDE = 4096
+
+# One draw of a batch's slopes: the terms of a block, and shares [n].
+Draw = tuple[Sequence[Outer], Tensor]
 
 
 class Moments(ABC):
@@ -39,9 +42,14 @@ class Moments(ABC):
         self.left_diagonal = like.new_zeros(g, o)
         self.right_diagonal = like.new_zeros(g, i)
 
+    def add(self, draws: Sequence[Draw]) -> None:
+        """Add a batch."""
+        for terms, share in draws:
+            self._add(terms, share)
+
     @abstractmethod
-    def add(self, terms: Sequence[Outer], share: Tensor) -> None:
-        """Add a batch with shares ``[n]``."""
+    def _add(self, terms: Sequence[Outer], share: Tensor) -> None:
+        """Add one draw of a batch with shares ``[n]``."""
 
     def eigenblock(self) -> Eigenblock:
         """The block in the eigenvectors of both sides, with K-FAC's eigenvalues, when all is added.
@@ -105,6 +113,11 @@ def _full(term: Outer) -> Tensor:
     return torch.cat([term.right, term.right.new_ones(*term.right.shape[:3], 1)], dim=3)
 
 
+def alike(terms: Sequence[Outer]) -> bool:
+    """Whether the terms of several draws have one right factor: what the layer was given."""
+    return len({term.right.data_ptr() for term in terms}) == 1
+
+
 def _used(term: Outer) -> Tensor:
     """Positions ``[n, s]`` that add to a gradient: those of padding do not, and must not count."""
     factor = term.right if term.indexed else term.left
@@ -118,24 +131,42 @@ class Expand(Moments):
     Positions whose left factor is 0, as of padding, are none.
     """
 
-    def add(self, terms: Sequence[Outer], share: Tensor) -> None:
+    def add(self, draws: Sequence[Draw]) -> None:
+        """What all draws were given is multiplied once."""
+        shares = [share for _, share in draws]
+        for terms in zip(*(terms for terms, _ in draws), strict=True):
+            if alike(terms):
+                weights = self._add_left(terms[0], shares[0])
+                for term, share in zip(terms[1:], shares[1:], strict=True):
+                    weights = weights + self._add_left(term, share)
+                self._add_side("right", _full(terms[0]).flatten(1, 2), weights)
+            else:
+                for term, share in zip(terms, shares, strict=True):
+                    self._add([term], share)
+
+    def _add(self, terms: Sequence[Outer], share: Tensor) -> None:
         """Σ_n share_n Σ_s of l lᵀ, and of r rᵀ."""
         for term in terms:
-            weights = (share[:, None] * _used(term)).flatten()
-            self.mass += float(weights.sum())
+            weights = self._add_left(term, share)
             self._add_side("right", _full(term).flatten(1, 2), weights)
-            if term.indexed:
-                flat = self.left_diagonal[0]
-                flat.index_add_(0, term.left.flatten(), weights.to(flat))
-            else:
-                self._add_side("left", term.left.flatten(1, 2), weights)
+
+    def _add_left(self, term: Outer, share: Tensor) -> Tensor:
+        """Add l lᵀ; the weight of every position, ``[n·s]``."""
+        weights = (share[:, None] * _used(term)).flatten()
+        self.mass += float(weights.sum())
+        if term.indexed:
+            flat = self.left_diagonal[0]
+            flat.index_add_(0, term.left.flatten(), weights.to(flat))
+        else:
+            self._add_side("left", term.left.flatten(1, 2), weights)
+        return weights
 
 
 @final
 class Reduce(Moments):
     """K-FAC "reduce": left factors are summed, right ones averaged (Eschenhagen et al., 2023)."""
 
-    def add(self, terms: Sequence[Outer], share: Tensor) -> None:
+    def _add(self, terms: Sequence[Outer], share: Tensor) -> None:
         """Σ_n share_n of (Σ_s l)(Σ_s l)ᵀ, and of (mean_s r)(mean_s r)ᵀ."""
         for term in terms:
             used = _used(term).to(share.dtype)
@@ -155,7 +186,7 @@ class Reduce(Moments):
 class Gradient(Moments):
     """Second moments of the gradient matrices themselves, as in Shampoo (Gupta et al., 2018)."""
 
-    def add(self, terms: Sequence[Outer], share: Tensor) -> None:
+    def _add(self, terms: Sequence[Outer], share: Tensor) -> None:
         """Σ_n share_n of G_n G_nᵀ, and of G_nᵀ G_n."""
         if not terms:
             return
@@ -179,7 +210,7 @@ class Gradient(Moments):
 class Axes(Moments):
     """No moments: a parameter's own axes, so that the curvature is its diagonal."""
 
-    def add(self, terms: Sequence[Outer], share: Tensor) -> None:
+    def _add(self, terms: Sequence[Outer], share: Tensor) -> None:
         """Nothing."""
 
     def _basis(self, moment: Tensor | None, diagonal: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -195,7 +226,7 @@ class Whole(Moments):
         super().__init__(Block(block.name, 1, 1, block.size, 0), like, indexed=False)
         self.block = block
 
-    def add(self, terms: Sequence[Outer], share: Tensor) -> None:
+    def _add(self, terms: Sequence[Outer], share: Tensor) -> None:
         """Σ_n share_n of vec(G_n) vec(G_n)ᵀ."""
         for piece in pieces(len(share) if terms else 0, self.block.size * self.dtype.itemsize):
             formed = form([term.part(piece) for term in terms], self.block.outputs)

@@ -6,7 +6,7 @@ combination of the captured gradients must equal what autograd gives for it. A p
 ``torch.func`` instead, so every chosen parameter is always covered.
 """
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, final
@@ -56,6 +56,11 @@ class Layout:
         """Whether any parameter is seen without ``torch.func``."""
         return len(self.general) < len(self.blocks) + len(self.joined)
 
+    def names(self, places: Collection[int]) -> frozenset[str]:
+        """Parameters of some blocks."""
+        weights = {self.blocks[place].name for place in places}
+        return frozenset(weights | {b for w, b in self.joined.items() if w in weights})
+
 
 @final
 class Observation:
@@ -65,13 +70,23 @@ class Observation:
         objective: the model and its parameters.
         layout: how they are seen.
         batch: placed examples.
+        places: blocks to look at, all by default; gradients of others are left 0, and the backward
+            pass ends at the first one.
     """
 
-    def __init__(self, objective: Objective, layout: Layout, batch: Batch) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        layout: Layout,
+        batch: Batch,
+        places: Collection[int] | None = None,
+    ) -> None:
         self.objective, self.layout, self.batch = objective, layout, batch
         space = objective.space
         self.anchor = torch.zeros((), dtype=space.dtype, device=space.device, requires_grad=True)
-        seen = {k: p for k, p in space.parameters().items() if k not in layout.general}
+        asked = layout.names(range(len(layout.blocks)) if places is None else places)
+        self.general = layout.general & asked
+        seen = {k: p for k, p in space.parameters().items() if k in asked - layout.general}
         watch = Watch(seen, len(batch), layout.axes, self.anchor)
         # Inputs that require gradients would have a graph of their own.
         fixed = replace(batch, inputs=map_leaves(Tensor.detach, batch.inputs))
@@ -126,9 +141,9 @@ class Observation:
     def _with_general(
         self, terms: dict[str, list[Outer]], measure: Measure, batch: Batch
     ) -> BlockGradients:
-        layout, objective = self.layout, self.objective
-        if layout.general:
-            part = objective.of_part([b.name for b in layout.blocks if b.name in layout.general])
+        objective = self.objective
+        if self.general:
+            part = objective.of_part([b.name for b in self.layout.blocks if b.name in self.general])
             dense = AutogradGradients(part, batch, measure).dense()
             for name, matrices in part.space.unflatten(dense).items():
                 terms[name] = [as_outer(matrices, part.space.shapes[name])]

@@ -85,22 +85,24 @@ class Eigenblock:
         if self.flat:
             whole = self.turn(form([term], self.block.outputs)).transpose(0, 1)
             return whole.new_ones(1, whole.shape[1], 1, 1), whole
-        g, n, s, _ = term.right.shape
-        o, i = self.block.outputs, self.block.inputs
+        return self.turned_left(term), self.turned_right(term)
+
+    def turned_left(self, term: Outer) -> Tensor:
+        """Left factors in the basis, ``[g, n, s, o]``."""
         if term.indexed:
+            o = self.block.outputs
             eye = torch.eye(o, dtype=term.right.dtype, device=term.right.device)
             basis = eye if self.left is None else self.left[0]
-            left = basis[term.left][None]
-        elif self.left is None:
-            left = term.left
-        else:
-            left = times(term.left, self.left, ones=False)
+            return basis[term.left][None]
+        return term.left if self.left is None else times(term.left, self.left, ones=False)
+
+    def turned_right(self, term: Outer) -> Tensor:
+        """Right factors in the basis, ``[g, n, s, i]``."""
         if self.right is not None:
-            return left, times(term.right, self.right, ones=term.ones)
-        if term.ones:
-            return left, torch.cat([term.right, term.right.new_ones(g, n, s, 1)], dim=3)
-        assert term.right.shape[3] == i
-        return left, term.right
+            return times(term.right, self.right, ones=term.ones)
+        if not term.ones:
+            return term.right
+        return torch.cat([term.right, term.right.new_ones(*term.right.shape[:3], 1)], dim=3)
 
 
 @final

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo test check format reproduce reproduce-all bench peers clean
+.PHONY: help demo test check format reproduce reproduce-all bench lds peers clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ reproduce-all: .venv/dev  ## The long ones too: network retraining and attacks (
 
 bench: .venv/dev  ## Cost and error of all tasks, with the peers of `make peers` (hours; BENCH=--resume goes on)
 	$(BIN)/python -m benchmarks.harness $(BENCH)
+
+lds: .venv/dev  ## Scores judged by stored retrainings, with the peers of `make peers` (runs what has no scores yet)
+	$(BIN)/python -m benchmarks.lds $(LDS)
 
 peers: .venv/dev  ## Install peers for `make bench` into environments of their own
 	bash benchmarks/setup_peers.sh

@@ -89,6 +89,7 @@ def run_contender(task: str, contender: Contender, threads: int, gib: float) -> 
         "date": datetime.now(UTC).date().isoformat(),
         "commit": _commit(),
         "machine": machine(),
+        "load": [round(x, 2) for x in os.getloadavg()],
     }
     runs = []
     for _ in range(contender.repeats):
@@ -115,7 +116,7 @@ def judged(task: str, name: str) -> dict[str, float]:
     """A contender's scores in scratch against the truth; a network's is of its first queries."""
     module = importlib.import_module(f"benchmarks.{task}")
     reference = module.convergence(scratch(task)) if hasattr(module, "convergence") else None
-    if reference and reference["residual"] > report.USABLE:
+    if reference is not None and reference.get("residual", np.inf) > report.USABLE:
         return {}
     truth, scores = module.truth(scratch(task)), np.load(scratch(task) / f"{name}.npy")
     both = min(len(scores), len(truth))

@@ -19,6 +19,7 @@ from benchmarks.datasets import Arrays
 
 __all__ = ["Problem", "Recipe"]
 
+Watch = Callable[[nn.Module], None]
 NAMES = ("inputs", "labels", "query_inputs", "query_labels")
 
 
@@ -37,6 +38,7 @@ class Problem:
         l2: λ of ½λ‖θ‖², over all parameters.
         damping: what the score adds to the Gauss-Newton matrix, L2 included.
         dtype: of the model and of inputs that are not integers.
+        again: the weights that another run of the recipe has, of (seed, epochs or None).
     """
 
     inputs: Tensor
@@ -48,6 +50,7 @@ class Problem:
     l2: float
     damping: float
     dtype: torch.dtype = torch.float32
+    again: Callable[[int, int | None], Mapping[str, Tensor]] | None = None
 
     def model(self, dtype: torch.dtype | None = None) -> nn.Module:
         """The trained network, in evaluation mode."""
@@ -133,7 +136,7 @@ class Recipe:
 
     def _judged(self, scratch: Path) -> bool:
         """Whether there is a reference, and of this damping."""
-        if not all((scratch / f"truth.{ending}").exists() for ending in ("npy", "json")):
+        if not (scratch / "truth.npy").exists():
             return False
         return self.convergence(scratch).get("damping") == self.untrained(scratch).damping
 
@@ -146,7 +149,13 @@ class Recipe:
     def load(self, scratch: Path) -> Problem:
         """The whole problem from scratch, without computing anything."""
         weights = torch.load(scratch / "weights.pt", weights_only=True)
-        return replace(self.untrained(scratch), weights=weights)
+        problem = self.untrained(scratch)
+
+        def again(seed: int, epochs: int | None) -> dict[str, Tensor]:
+            recipe = self if epochs is None else replace(self, epochs=epochs)
+            return recipe.fitted(problem, seed=seed).state_dict()
+
+        return replace(problem, weights=weights, again=again)
 
     def truth(self, scratch: Path) -> np.ndarray:
         """Reference scores of the first queries ``[few, n]``, float64."""
@@ -154,8 +163,9 @@ class Recipe:
         return scores
 
     def convergence(self, scratch: Path) -> dict[str, Any]:
-        """How far the reference has converged."""
-        found: dict[str, Any] = json.loads((scratch / "truth.json").read_text())
+        """How far the reference has converged; empty where there is none."""
+        path = scratch / "truth.json"
+        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         return found
 
     def train(self, scratch: Path) -> dict[str, Tensor]:
@@ -169,13 +179,16 @@ class Recipe:
         print(f"queries: loss {float(loss):.4f}, accuracy {float(right):.4f}")
         return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
-    def fitted(self, problem: Problem, *, seed: int, told: bool = False) -> nn.Module:
+    def fitted(
+        self, problem: Problem, *, seed: int, told: bool = False, watch: Watch | None = None
+    ) -> nn.Module:
         """A network trained on a problem's examples, in evaluation mode.
 
         Args:
             problem: the examples; its weights are not looked at.
             seed: of the first weights and of the order of the examples.
             told: whether each epoch's loss is printed.
+            watch: is shown the network after every step of the last epoch, in evaluation mode.
         """
         torch.manual_seed(seed)
         model = self.build().train()
@@ -189,6 +202,9 @@ class Recipe:
                 (mean + 0.5 * self.l2 * size).backward()
                 optimiser.step()
                 total += float(mean.detach()) * len(rows)
+                if watch is not None and epoch + 1 == self.epochs:
+                    watch(model.eval())
+                    model.train()
             if told:
                 print(f"epoch {epoch + 1}: loss {total / len(problem.inputs):.4f}", flush=True)
         return model.eval()

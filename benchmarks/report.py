@@ -15,6 +15,7 @@ __all__ = [
     "JUDGEMENTS",
     "agreement",
     "docs",
+    "dump",
     "errors",
     "read",
     "summarise",
@@ -24,6 +25,7 @@ __all__ = [
 ]
 
 JUDGEMENTS = ("pearson", "spearman", "relative_error", "worst_query_error")
+PAGES = ("lds.md",)  # made by others, and part of the page of all
 USABLE = 0.05  # residual of a reference; one that is further off judges nothing
 HEADER = (
     "| contender | CPU s | x floor | wall s | peak MiB | error | worst query | settings |",
@@ -124,10 +126,15 @@ def read(path: Path) -> dict[str, Any]:
     return found
 
 
-def write(path: Path, results: Mapping[str, Any]) -> None:
-    """The JSON and, beside it, the table."""
+def dump(path: Path, results: Mapping[str, Any]) -> None:
+    """The JSON alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+
+
+def write(path: Path, results: Mapping[str, Any]) -> None:
+    """The JSON and, beside it, the table."""
+    dump(path, results)
     path.with_suffix(".md").write_text(table(results))
 
 
@@ -150,6 +157,9 @@ def docs(folder: Path, tasks: Sequence[str]) -> str:
         results = read(folder / f"{task}.json")
         if results:
             parts.append("#" + table(results))
+    for page in PAGES:
+        if (folder / page).exists():
+            parts.append("#" + (folder / page).read_text().replace("\n#", "\n##"))
     return "\n".join(parts)
 
 

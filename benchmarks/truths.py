@@ -4,9 +4,12 @@
 
 Every training is the task's own recipe from the beginning: its optimiser, epochs and batches, on a
 random half of the examples, and on all of them. Each subset is trained once per seed of weights and
-order, so that two seeds of one subset tell what no prediction can know. ``truths/TASK.npz`` holds
-the outcomes and the subsets, ``truths/TASK.json`` how they came about. An outcome is stored as soon
-as it is there: a run that was stopped goes on, and more subsets or seeds may be asked for later.
+order, so that two seeds of one subset tell what no prediction can know. A query's loss is taken
+from the final weights, and as the mean over the steps of the last epoch: training without a
+falling step size leaves weights that jump from step to step, and the mean is what they jump about.
+``truths/TASK.npz`` holds the outcomes and the subsets, ``truths/TASK.json`` how they came about. An
+outcome is stored as soon as it is there: a run that was stopped goes on, and more subsets or seeds
+may be asked for later.
 """
 
 import argparse
@@ -25,10 +28,10 @@ from torch import Tensor, nn
 from benchmarks.datasets import scratch
 from benchmarks.harness import machine
 from benchmarks.measure import versions
-from benchmarks.networks import Problem
+from benchmarks.networks import Problem, Recipe
 from upweight.retraining import Trials
 
-__all__ = ["FOLDER", "Outcomes", "go_on", "read"]
+__all__ = ["FOLDER", "Outcomes", "go_on", "losses", "read"]
 
 FOLDER = Path(__file__).resolve().parent / "truths"
 FRACTION, DRAW = 0.5, 0
@@ -41,8 +44,9 @@ class Outcomes:
 
     Attributes:
         gone: examples that are left out of each subset, ``[u, N]``.
-        measured: after training on each subset with each seed, ``[u, s, q]``, float32.
-        whole: after training on all examples with each seed, ``[s, q]``, float32.
+        measured: after training on each subset with each seed, ``[u, s, 2, q]``, float32; of the
+            two, the first is of the final weights, the second the mean over the last epoch.
+        whole: the same after training on all examples with each seed, ``[s, 2, q]``.
     """
 
     gone: np.ndarray
@@ -53,8 +57,8 @@ class Outcomes:
     def empty(cls, examples: int, queries: int, subsets: int, seeds: int) -> "Outcomes":
         """The subsets drawn, and nothing trained yet."""
         drawn = Trials.subsets(examples, count=subsets, fraction=FRACTION, seeds=[0], draw=DRAW)
-        measured = np.full((subsets, seeds, queries), np.nan, dtype=np.float32)
-        return cls(drawn.gone, measured, np.full((seeds, queries), np.nan, dtype=np.float32))
+        measured = np.full((subsets, seeds, 2, queries), np.nan, dtype=np.float32)
+        return cls(drawn.gone, measured, np.full_like(measured[0], np.nan))
 
     def keep(self, known: "Outcomes") -> None:
         """Take what was trained before.
@@ -62,7 +66,7 @@ class Outcomes:
         Raises:
             ValueError: it was trained on other subsets, or there is more of it.
         """
-        subsets, seeds, _ = known.measured.shape
+        subsets, seeds = known.measured.shape[:2]
         if subsets > len(self.gone) or seeds > len(self.whole):
             raise ValueError(
                 f"{subsets} subsets with {seeds} seeds are stored; ask for as many or more."
@@ -74,7 +78,7 @@ class Outcomes:
 
     def complete(self) -> "Outcomes":
         """The subsets that were trained with every seed."""
-        there = np.isfinite(self.measured).all((1, 2))
+        there = np.isfinite(self.measured).all((1, 2, 3))
         return Outcomes(self.gone[there], self.measured[there], self.whole)
 
     def write(self, path: Path) -> None:
@@ -91,18 +95,24 @@ class Outcomes:
         beside.replace(path)
 
 
-def read(task: str, folder: Path = FOLDER) -> Outcomes:
+def read(task: str, folder: Path | None = None) -> Outcomes:
     """The stored outcomes of a task."""
-    with np.load(folder / f"{task}.npz", allow_pickle=False) as file:
+    with np.load((folder or FOLDER) / f"{task}.npz", allow_pickle=False) as file:
         gone = np.unpackbits(file["gone"], axis=1, count=int(file["examples"])).astype(bool)
         return Outcomes(gone, file["measured"], file["whole"])
 
 
-def losses(problem: Problem, model: nn.Module) -> np.ndarray:
+def losses(problem: Problem, model: nn.Module) -> Tensor:
     """Of each query ``[q]``."""
     with torch.no_grad():
-        found: Tensor = problem.losses(model(problem.query_inputs), problem.query_labels)
-    return found.numpy()
+        return problem.losses(model(problem.query_inputs), problem.query_labels)
+
+
+def trained(recipe: Recipe, problem: Problem, seed: int) -> np.ndarray:
+    """Losses of the queries after a training, and in its last epoch, ``[2, q]``."""
+    last: list[Tensor] = []
+    recipe.fitted(problem, seed=seed, watch=lambda model: last.append(losses(problem, model)))
+    return torch.stack([last[-1], torch.stack(last).mean(0)]).numpy()
 
 
 def go_on(task: str, subsets: int, seeds: int, minutes: float, folder: Path = FOLDER) -> bool:
@@ -110,7 +120,7 @@ def go_on(task: str, subsets: int, seeds: int, minutes: float, folder: Path = FO
 
     All of the data comes first, then one subset after the other with every seed.
     """
-    recipe = importlib.import_module(f"benchmarks.{task}").RECIPE
+    recipe: Recipe = importlib.import_module(f"benchmarks.{task}").RECIPE
     problem: Problem = recipe.untrained(scratch(task))
     sizes = (len(problem.inputs), len(problem.query_inputs))
     outcomes = Outcomes.empty(*sizes, subsets, seeds)
@@ -129,7 +139,7 @@ def go_on(task: str, subsets: int, seeds: int, minutes: float, folder: Path = FO
             if time.monotonic() > end:
                 return False
             began = time.process_time()
-            found[seed] = losses(problem, recipe.fitted(problem.only(~out), seed=seed))
+            found[seed] = trained(recipe, problem.only(~out), seed)
             spent += time.process_time() - began
             outcomes.write(path)
             path.with_suffix(".json").write_text(_about(task, outcomes, spent))
@@ -142,7 +152,8 @@ def _about(task: str, outcomes: Outcomes, spent: float) -> str:
     about: dict[str, Any] = {
         "task": task,
         "trained": {key: module.ABOUT[key] for key in ("objective", "network", "examples")},
-        "measured": "the loss of each query, without the L2 term",
+        "measured": "each query's loss without the L2 term: of the final weights, and the mean "
+        "over the steps of the last epoch",
         "subsets": len(done.gone),
         "fraction": FRACTION,
         "draw": f"upweight.retraining.Trials.subsets, draw={DRAW}",

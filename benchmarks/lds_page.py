@@ -1,0 +1,87 @@
+"""The page of what retraining says of scores, made from the stored results."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import report
+from benchmarks.contenders import FLOOR
+
+__all__ = ["page"]
+
+HEAD = """# Judged by retraining
+
+Half of the training examples are left out at random and the task's own recipe runs again, from its
+first weights, with several seeds. Predicted for such a subset is the sum of the scores of what was
+left out. LDS is Spearman's correlation of prediction and outcome over the subsets, the mean over
+queries, with a 95 % bootstrap interval over other subsets and other queries. The outcome is the
+change of a query's loss, the mean over the seeds and over the steps of the last epoch; under
+"final" it is that of the final weights alone, which jump from step to step as the recipes' step
+sizes do not fall. The ceiling is what a perfect prediction of the mean over all seeds would have:
+the rest is the luck of first weights and order.
+
+pearson, spearman, error: of all queries' scores against the Gauss-Newton system solved by conjugate
+gradients to a residual of 0.001, where a task has one, with the λ of the task's score. CPU seconds
+and memory as in the tables of costs; measured on a shared machine, they are provisional.
+"""
+HEADER = (
+    "| scores | LDS | final | pearson | spearman | error | CPU s | x floor | peak MiB | what |",
+    "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+)
+
+
+def page(folder: Path, tasks: Sequence[str]) -> str:
+    """All tasks with results in ``folder``."""
+    found = [report.read(folder / f"lds_{task}.json") for task in tasks]
+    parts = [HEAD, *(_task(results) for results in found if results.get("retraining"))]
+    return "\n".join([*parts, "Made by `python -m benchmarks.lds`; do not edit.\n"])
+
+
+def _task(results: Mapping[str, Any]) -> str:
+    """One task: what was trained, and its rows, best first."""
+    done, known = results["retraining"], results["contenders"]
+    floor = known.get(FLOOR, {}).get("cpu_s")
+    judged = {name: record for name, record in known.items() if "lds" in record}
+    order = sorted(judged, key=lambda name: -judged[name]["lds"][0])
+    rows = [_row(name, judged[name], floor) for name in order]
+    rows += [_failed(name, record) for name, record in known.items() if "failed" in record]
+    trained = (
+        f"{done['subsets']} subsets x {done['seeds']} seeds, {done['queries']} queries. Ceiling "
+        f"**{done['last_epoch']['ceiling']:.2f}**, of the final weights "
+        f"{done['final']['ceiling']:.2f}; two single seeds agree to "
+        f"{done['last_epoch']['seed_to_seed']:.2f} and {done['final']['seed_to_seed']:.2f}."
+    )
+    lines = [f"## {results['task']}: {results['title']}", "", trained, *_lead(results), ""]
+    return "\n".join([*lines, *HEADER, *rows, ""])
+
+
+def _lead(results: Mapping[str, Any]) -> list[str]:
+    best = results.get("best")
+    if not best:
+        return []
+    value, low, high = best["lead"]
+    return [
+        f"Best of ours: {best['ours']}; best peer: {best['peer']}; difference {value:+.3f} "
+        f"[{low:+.3f}, {high:+.3f}] on the same bootstrap samples."
+    ]
+
+
+def _row(name: str, record: Mapping[str, Any], floor: float | None) -> str:
+    value, low, high = record["lds"]
+    multiple = f"{record['cpu_s'] / floor:,.0f}" if floor else "–"
+    cells = [
+        f"{value:.3f} [{low:.2f}, {high:.2f}]",
+        f"{record['lds_final'][0]:.3f}",
+        *(f"{record[key]:.3f}" if key in record else "–" for key in ("pearson", "spearman")),
+        f"{record['relative_error']:.1e}" if "relative_error" in record else "–",
+        f"{record['cpu_s']:,.2f}",
+        multiple,
+        f"{record['peak_mib']:,}",
+        record["note"],
+    ]
+    return "| " + " | ".join([name, *cells]) + " |"
+
+
+def _failed(name: str, record: Mapping[str, Any]) -> str:
+    empty = " | ".join(["–"] * 8)
+    return f"| {name} | {empty} | **failed: {record['failed']}**; {record['note']} |"

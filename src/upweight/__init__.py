@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from upweight.onecall import influence
     from upweight.parameters import Selection
     from upweight.plan import Plan
+    from upweight.retraining import SGD, Adam, AdamW, Training, Trials, Truth
     from upweight.risk import Risk
     from upweight.scores import Extremes, Scores
     from upweight.solvers import LiSSA
@@ -76,6 +77,7 @@ _HOMES = {
     "parameters": ("Selection",),
     "plan": ("Plan",),
     "bars": ("progress",),
+    "retraining": ("SGD", "Adam", "AdamW", "Training", "Trials", "Truth"),
     "risk": ("Risk",),
     "scores": ("Extremes", "Scores"),
     "solvers": ("LiSSA",),
@@ -85,6 +87,9 @@ _HOMES = {
 __all__ = [
     "CG",
     "METHODS",
+    "SGD",
+    "Adam",
+    "AdamW",
     "Baseline",
     "BinaryCrossEntropy",
     "Cholesky",
@@ -112,6 +117,9 @@ __all__ = [
     "Spectral",
     "Sweep",
     "Table",
+    "Training",
+    "Trials",
+    "Truth",
     "UpweightError",
     "Validation",
     "WhatIf",

@@ -13,6 +13,8 @@ from upweight.data import Data
 from upweight.errors import InputError
 from upweight.front.scoring import Scoring
 from upweight.prepared import answering
+from upweight.retraining import Training, Trials, Truth, retrain
+from upweight.risk import Risk
 from upweight.scores import Scores
 from upweight.trainers import Comparison, compare
 
@@ -60,6 +62,20 @@ class Proving(Scoring, ABC):
         if retrain is None:
             return validation.by_refit(self.risk, data, scores, asked)
         return validation.by_retraining(self.objective, data, scores, (asked, retrain))
+
+    @answering
+    def retrain(self, queries: Any, trials: Trials, how: Training) -> Truth:
+        """Really train again on changed data, once for each trial, and measure the queries.
+
+        Args:
+            queries: whose measure is asked of every model.
+            trials: what to leave out or relabel, and with which seeds.
+            how: a recipe of the training.
+
+        Raises:
+            InputError: the trials are of other data.
+        """
+        return retrain(Risk(self._made.whole, self.data), Data.of(queries), trials, how)
 
     @answering
     def check_loss(self, training_loss: Any) -> Comparison:

@@ -1,6 +1,28 @@
 """Ground truth: models really trained again on changed data."""
 
-from upweight.retraining.trials import Trials
+from upweight.retraining.optimisers import SGD, Adam, AdamW, Optimiser
+from upweight.retraining.retrain import retrain
+from upweight.retraining.schedules import Constant, Cosine, Drops, Linear
+from upweight.retraining.starts import Fresh, Trained
+from upweight.retraining.training import Training, shuffled
+from upweight.retraining.trials import Relabels, Trials
 from upweight.retraining.truth import Truth
 
-__all__ = ["Trials", "Truth"]
+__all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "Constant",
+    "Cosine",
+    "Drops",
+    "Fresh",
+    "Linear",
+    "Optimiser",
+    "Relabels",
+    "Trained",
+    "Training",
+    "Trials",
+    "Truth",
+    "retrain",
+    "shuffled",
+]

@@ -1,5 +1,6 @@
 """Changed training sets, one retraining each."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
@@ -8,7 +9,32 @@ import numpy as np
 
 from upweight.errors import InputError
 
-__all__ = ["Trials"]
+__all__ = ["Relabels", "Trials"]
+
+
+@final
+@dataclass(frozen=True)
+class Relabels:
+    """Examples that have another label in some trials.
+
+    Attributes:
+        trial: in which, ``[r]``.
+        position: of the example, ``[r]``.
+        label: the new one, ``[r, ...]``.
+    """
+
+    trial: np.ndarray
+    position: np.ndarray
+    label: np.ndarray
+
+    def of(self, trials: np.ndarray) -> "Relabels | None":
+        """Those of some trials ``[k]``, numbered from 0 in their order; None without any."""
+        rank = np.full(int(max(self.trial.max(), trials.max())) + 1, -1)
+        rank[trials] = np.arange(len(trials))
+        here = rank[self.trial] >= 0
+        if not here.any():
+            return None
+        return Relabels(rank[self.trial[here]], self.position[here], self.label[here])
 
 
 @final
@@ -20,9 +46,10 @@ class Trials:
         kind: in words, for tables: "half subsets", "leave one out".
         gone: examples that are left out, ``[m, N]``.
         seeds: of weights and batch order, ``[m]``.
+        relabels: examples with other labels, or None.
 
     Raises:
-        InputError: shapes differ, or a trial leaves nothing.
+        InputError: shapes differ, a trial leaves nothing, or a label is for no example.
 
     Example:
         >>> Trials.subsets(6, count=2, fraction=0.5, seeds=[0, 1]).gone.sum(1)
@@ -32,6 +59,7 @@ class Trials:
     kind: str
     gone: np.ndarray
     seeds: np.ndarray
+    relabels: Relabels | None = None
 
     def __post_init__(self) -> None:
         if (
@@ -46,6 +74,21 @@ class Trials:
         if self.gone.all(1).any():
             raise InputError(
                 f"Trial {int(self.gone.all(1).argmax())} leaves no example to train on."
+            )
+        if self.relabels is not None:
+            self._check_labels(self.relabels)
+
+    def _check_labels(self, new: Relabels) -> None:
+        places = (new.trial, new.position)
+        outside = any(
+            part.shape != new.label.shape[:1] or (part < 0).any() or (part >= count).any()
+            for part, count in zip(places, self.gone.shape, strict=True)
+        )
+        if outside or self.gone[places].any():
+            raise InputError(
+                "Every new label belongs to a trial and to an example that is in it: trial [r], "
+                f"position [r] and label [r, ...], got {new.trial.shape}, {new.position.shape} "
+                f"and {new.label.shape} for trials {self.gone.shape}."
             )
 
     def __len__(self) -> int:
@@ -93,6 +136,35 @@ class Trials:
         return cls._paired("leave one out" if single else "leave a group out", gone, seeds)
 
     @classmethod
+    def relabelled(
+        cls,
+        positions: Sequence[int] | np.ndarray,
+        labels: np.ndarray,
+        examples: int,
+        *,
+        seeds: Sequence[int],
+    ) -> "Trials":
+        """Give one example another label at a time, each with every seed.
+
+        Args:
+            positions: of the examples, ``[u]``.
+            labels: their new labels, ``[u, ...]``.
+            examples: N.
+            seeds: of training.
+
+        Example:
+            >>> Trials.relabelled([3], np.array([1]), 6, seeds=[0, 1]).relabels.trial
+            array([0, 1])
+        """
+        places, new = np.asarray(positions, dtype=np.int64), np.asarray(labels)
+        if new.shape[:1] != places.shape:
+            raise InputError(f"{len(places)} positions need as many labels, got {new.shape}.")
+        blank = cls._paired("relabel one", np.zeros((len(places), examples), dtype=bool), seeds)
+        each = len(seeds)
+        relabels = Relabels(np.arange(len(blank)), places.repeat(each), new.repeat(each, axis=0))
+        return cls(blank.kind, blank.gone, blank.seeds, relabels)
+
+    @classmethod
     def whole(cls, examples: int, seeds: Sequence[int]) -> "Trials":
         """All of the data, once for each seed: what changes are measured from."""
         return cls._paired("all data", np.zeros((1, examples), dtype=bool), seeds)
@@ -101,3 +173,54 @@ class Trials:
     def _paired(cls, kind: str, gone: np.ndarray, seeds: Sequence[int]) -> "Trials":
         each = np.asarray(seeds, dtype=np.int64)
         return cls(kind, np.repeat(gone, len(each), axis=0), np.tile(each, len(gone)))
+
+    def take(self, rows: np.ndarray) -> "Trials":
+        """Some of the trials, by their numbers ``[k]``."""
+        relabels = None if self.relabels is None else self.relabels.of(rows)
+        return Trials(self.kind, self.gone[rows], self.seeds[rows], relabels)
+
+    def then(self, others: "Trials") -> "Trials":
+        """These trials followed by others on the same data.
+
+        Raises:
+            InputError: they are of different data.
+        """
+        if self.gone.shape[1] != others.gone.shape[1]:
+            raise InputError(
+                f"Trials on {self.gone.shape[1]} and {others.gone.shape[1]} examples do not join."
+            )
+        parts = [
+            Relabels(new.trial + start, new.position, new.label)
+            for new, start in ((self.relabels, 0), (others.relabels, len(self)))
+            if new is not None
+        ]
+        joined = (
+            Relabels(
+                *(np.concatenate([getattr(part, name) for part in parts]) for name in _RELABEL)
+            )
+            if parts
+            else None
+        )
+        gone = np.concatenate([self.gone, others.gone])
+        return Trials(self.kind, gone, np.concatenate([self.seeds, others.seeds]), joined)
+
+    def keys(self) -> np.ndarray:
+        """What each trial is, as a hash of what is gone, new labels and seed, ``[m]``.
+
+        Example:
+            >>> keys = Trials.subsets(6, count=2, fraction=0.5, seeds=[0]).keys()
+            >>> bool(Trials.subsets(6, count=1, fraction=0.5, seeds=[0]).keys()[0] == keys[0])
+            True
+        """
+        found = [hashlib.sha256(np.packbits(row).tobytes()) for row in self.gone]
+        for digest, seed in zip(found, self.seeds.tolist(), strict=True):
+            digest.update(f"{self.gone.shape[1]},{seed};".encode())
+        if self.relabels is not None:
+            new = self.relabels
+            for row in np.lexsort((new.position, new.trial)):
+                label = new.label[row]
+                found[new.trial[row]].update(f"{new.position[row]}={label.tolist()!r};".encode())
+        return np.array([digest.hexdigest()[:32] for digest in found])
+
+
+_RELABEL = ("trial", "position", "label")

@@ -1,0 +1,107 @@
+"""Where a training begins: fresh weights from a seed, the weights at hand, or a user's own."""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from upweight.errors import InputError, ModelError
+
+__all__ = ["Fresh", "Start", "Trained", "begun"]
+
+
+@final
+@dataclass(frozen=True)
+class Fresh:
+    """New weights from a seed: ``reset_parameters()`` of every module, inner ones first.
+
+    That is the order in which constructors draw, so that a model built under
+    ``torch.manual_seed(seed)`` has the same weights, where its modules draw nothing else.
+
+    Example:
+        >>> Fresh()
+        Fresh()
+    """
+
+
+@final
+@dataclass(frozen=True)
+class Trained:
+    """The weights at hand, from which training goes on.
+
+    Example:
+        >>> Trained()
+        Trained()
+    """
+
+
+Start = Fresh | Trained | Callable[[int], Mapping[str, Tensor]]
+
+
+def _reset(module: nn.Module) -> None:
+    """Draw a module's own weights anew."""
+    reset: Any = getattr(module, "reset_parameters", None)
+    if reset is None:  # attention and whole transformers of torch hide it
+        reset = getattr(module, "_reset_parameters", None)
+    if callable(reset):
+        reset()
+
+
+def _drawn(model: nn.Module) -> None:
+    """Reset all modules; what no reset has touched is refused, what is frozen stays."""
+    frozen = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(torch.nan)
+    model.apply(_reset)
+    missed = []
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if not p.requires_grad:
+                p.copy_(frozen[name])
+            elif bool(p.isnan().any()):
+                missed.append(name)
+    if missed:
+        raise ModelError(
+            f"No reset_parameters() draws {', '.join(missed)} anew, so fresh weights are not "
+            "known. Pass start=function, a function of the seed that returns a state_dict of the "
+            "untrained model, or start=Trained()."
+        )
+
+
+def begun(model: nn.Module, start: Start, seed: int) -> nn.Module:
+    """A copy of the model in train mode where a training with this seed begins.
+
+    The global random state is drawn from under ``fork_rng``: it is the same afterwards.
+
+    Args:
+        model: as it is at hand.
+        start: where to begin.
+        seed: of the weights.
+
+    Raises:
+        ModelError: weights that nothing draws anew.
+        InputError: a function returned no state of this model.
+
+    Example:
+        >>> a, b = (begun(nn.Linear(2, 1), Fresh(), seed=3).weight for _ in range(2))
+        >>> torch.equal(a, b)
+        True
+    """
+    twin = copy.deepcopy(model).train()
+    if isinstance(start, Trained):
+        return twin
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if isinstance(start, Fresh):
+            _drawn(twin)
+            return twin
+        state = start(seed)
+    try:
+        twin.load_state_dict(dict(state))
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"start({seed}) must return a state_dict of the model: {error}") from error
+    return twin

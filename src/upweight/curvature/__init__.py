@@ -8,6 +8,7 @@ from upweight.curvature.moments import Axes, Expand, Gradient, Moments, Reduce
 from upweight.curvature.names import CURVATURES, Fit, curvature, kronecker_fit
 from upweight.curvature.preconditioner import FirstOf, Sketch
 from upweight.curvature.products import EmpiricalFisher, Fisher, GaussNewton, Hessian
+from upweight.curvature.ridge import ridge
 from upweight.curvature.slopes import Columns, Draws, Labels, Slopes
 
 __all__ = [
@@ -35,4 +36,5 @@ __all__ = [
     "curvature",
     "kronecker_fit",
     "merged",
+    "ridge",
 ]

@@ -57,6 +57,11 @@ class LinearCurvature(MeanOperator):
         assert isinstance(self.risk.objective.loss, OutputLoss)
         return self.risk.objective.loss
 
+    @property
+    def l2(self) -> Tensor:
+        """The objective's."""
+        return self.risk.objective.l2
+
     def apply(self, rows: Tensor) -> Tensor:
         """Two matrix products per piece of the data, for all rows."""
         rows = rows.to(self.dtype)

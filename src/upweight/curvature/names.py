@@ -8,6 +8,7 @@ from upweight.curvature.kronecker import EKFAC, KFAC
 from upweight.curvature.linear import LinearCurvature
 from upweight.curvature.moments import Axes, Gradient, Reduce
 from upweight.curvature.products import EmpiricalFisher, Fisher, GaussNewton, Hessian
+from upweight.curvature.ridge import ridge
 from upweight.curvature.slopes import Draws, Labels
 from upweight.errors import InputError
 from upweight.gradients import linear_form
@@ -25,6 +26,7 @@ CURVATURES: dict[str, Fit] = {
     "ggn": GaussNewton,
     "fisher": Fisher,
     "empirical_fisher": EmpiricalFisher,
+    "l2": ridge,
     "ekfac": EKFAC(slopes=_DRAWS, rows="auto"),
     "kfac": KFAC(slopes=_DRAWS, rows="auto"),
     "kfac_reduce": KFAC(Reduce, slopes=_DRAWS, rows="auto"),

@@ -47,6 +47,12 @@ class _RiskCurvature(MeanOperator):
         self.risk, self.count = risk, len(risk.data)
         self.size, self.dtype, self.device = space.size, space.dtype, space.device
 
+    @property
+    @final
+    def l2(self) -> Tensor:
+        """The objective's."""
+        return self.risk.objective.l2
+
     @abstractmethod
     def product(self, batch: Batch, share: Tensor) -> Product:
         """The map rows ``[m, p]`` -> Σ_i share_i A_i rows of one batch."""

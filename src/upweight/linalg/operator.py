@@ -147,6 +147,11 @@ class MeanOperator(Operator):
 
     count: int
 
+    @property
+    def l2(self) -> Tensor:
+        """Λ, ``[p]``: what is known to stand beside the mean; 0 by default."""
+        return torch.zeros(self.size, dtype=self.dtype, device=self.device)
+
     @abstractmethod
     def apply_sampled(self, rows: Tensor, positions: Tensor) -> Tensor:
         """Rows ``[g, q, p]``, each group g times its own estimate of A from rows ``[g, b]``.

@@ -2,9 +2,9 @@
 
 from upweight.curvature import FirstOf, Leading, Sketch
 from upweight.gradients import last_layer
-from upweight.linalg import CG, Cholesky
+from upweight.linalg import CG, Cholesky, Spectral
 from upweight.methods.method import Method
-from upweight.solvers import LiSSA
+from upweight.solvers import DataInf, Kronecker, Lanczos, LiSSA, Nystrom
 from upweight.weighing import without_loss
 
 __all__ = ["ROWS"]
@@ -14,6 +14,8 @@ _CG = CG(preconditioner=FirstOf((Sketch(), Leading())))
 _DENSE = "p products (closed form for linear models), p³/3 operations, 16 p² bytes"
 _ITERATED = "about 10 products of all queries, 5 q p numbers and a preconditioner"
 _MINIMUM = "the model minimises the stated objective"
+# Fewer, larger steps than a series without preconditioner needs.
+_ASTRA = LiSSA(depth=400, repeats=2, batch_size=32, preconditioner=Kronecker())
 
 ROWS = (
     Method(
@@ -92,6 +94,56 @@ ROWS = (
         assumes="removing an example leaves the features as they are",
         when="a quick look at a large network with a small head",
         cost=f"{_DENSE}, p of the last layer",
+    ),
+    Method(
+        "arnoldi",
+        "Hessian on its largest eigenvectors, from a Krylov space",
+        "hessian",
+        Lanczos(),
+        assumes="a query lies in the few directions of largest curvature: its residual says how "
+        "little",
+        when="to repeat Schioppa et al. (2022): one space for any queries and dampings; flat "
+        "directions, where much of influence is, are lost",
+        cost="100 products of one row, 150 p numbers",
+    ),
+    Method(
+        "nystrom",
+        "Gauss-Newton, randomised sketch beside L2 and damping",
+        "ggn",
+        Nystrom(),
+        assumes="what the sketch misses of the curvature is small beside L2 and damping",
+        when="many dampings or queries of one network, with damping above its small eigenvalues",
+        cost="108 products of one row in one pass, one product of all queries, 200 p numbers",
+    ),
+    Method(
+        "astra",
+        "Gauss-Newton, random series preconditioned by EK-FAC",
+        "ggn",
+        _ASTRA,
+        assumes="outputs bend little around the parameters, and a series long enough",
+        when="more accuracy than ekfac where whole passes, as of ggn_cg, take too long",
+        cost="that of ekfac, products of 25,600 examples with each query, 10 q p numbers",
+    ),
+    Method(
+        "datainf",
+        "empirical Fisher by layers, mean of inverses for inverse of the mean",
+        "empirical_fisher",
+        DataInf(),
+        assumes="gradients of one layer hardly overlap, or λ is large beside them; layers are "
+        "apart",
+        when="to compare with work that uses it (Kwon et al., 2024, for LoRA); ekfac otherwise",
+        cost="two passes over training gradients, 3 q p numbers",
+    ),
+    Method(
+        "representer",
+        "last layer, L2 alone for the Hessian: representer points",
+        "l2",
+        Spectral(tolerance=0),
+        part=last_layer,
+        assumes="the last layer is at a stationary point of its L2-regularised risk",
+        when="to split a prediction into examples (Yeh et al., 2018); its values predict no "
+        "removal where the losses bend",
+        cost="one gradient of the risk",
     ),
     Method(
         "no_hessian",

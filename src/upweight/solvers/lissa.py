@@ -1,5 +1,6 @@
 """LiSSA: a stochastic Neumann series (Agarwal, Bullins & Hazan, 2017; Koh & Liang, 2017)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -9,15 +10,18 @@ from torch import Tensor
 from upweight.bars import track
 from upweight.errors import IndefiniteError, InputError
 from upweight.linalg.cost import Cost, Load
-from upweight.linalg.operator import MeanOperator, Operator, Shifted
+from upweight.linalg.operator import MeanOperator, Operator, unshifted
 from upweight.linalg.solution import Solution, Status, relative_residual
 from upweight.linalg.solver import Inverse, Solver
 
 __all__ = ["LiSSA"]
 
 GROWTH_LIMIT = 10.0
-CARRIED = 4  # rows of every repeat, at a time
-PROBE_GROUPS, PROBE_ROUNDS, RETRIES = 64, 12, 8
+CHECKED = 10  # steps between looks at the size of the iterates
+CARRIED = 5  # rows of every repeat, at a time
+PROBE_GROUPS, PROBE_ROWS, PROBE_ROUNDS, RETRIES = (4, 64), 512, 12, 8
+
+Preconditioner = Callable[[Operator, int], Operator | None]
 
 
 @final
@@ -30,13 +34,21 @@ class LiSSA(Solver):
     damping is λ = σ d: pass
     ``damping=LiSSA.damping_from_reference(scale, damp)``.
 
-    The part (1 − e/σ)^(t+1) of the answer is missing along eigenvalue e after t steps, so flat
-    directions (e below σ/t) are shortened.
+    The part (1 − e/σ)^(t+1) of the answer is missing along eigenvalue e of A + λ after t steps, so
+    flat directions (e below σ/t) are shortened.
+
+    A preconditioner P ≈ (A + λ)⁻¹ makes all directions alike steep:
+
+        x_{j+1} = x_j + P (v − (A_j + λ) x_j) / σ,   x_0 = P v
+
+    With EK-FAC (``Kronecker``) and batches of the Gauss-Newton matrix this is ASTRA (Wang et al.,
+    2025), here with averaged last iterates in place of momentum and a schedule of steps. Without
+    a preconditioner P is 1, and x = h/σ the series above.
 
     Args:
-        scale: σ, above half the largest curvature of a batch; "auto" estimates the mean-square
-            stability limit ρ = max vᵀE[A_j²]v / vᵀE[A_j]v, takes σ = ρ, and doubles it if iterates
-            still grow.
+        scale: σ, above half the largest curvature of a batch, times P; "auto" estimates the
+            mean-square stability limit ρ = max vᵀE[M_j²]v / vᵀE[M_j]v of M_j = P½ (A_j + λ) P½,
+            takes σ = ρ, and doubles it if iterates still grow.
         depth: steps t.
         repeats: independent runs r.
         batch_size: rows per step.
@@ -45,9 +57,12 @@ class LiSSA(Solver):
         seed: of the row draws.
         max_error: a row fails when its standard error over the repeats exceeds this share of it.
         max_residual: a row fails when ‖b − A x‖ exceeds this share of ‖b‖: too few steps.
+        preconditioner: a function of (A + λ, number of rows to solve) that makes P, positive
+            definite, or None where it would not pay; asked once.
 
     Raises:
         InputError: the operator is not a mean over examples (and so cannot be sampled).
+        IndefiniteError: A + λ bends down along a direction of the probe.
 
     Example:
         >>> paper = LiSSA(scale=25.0, depth=5000, repeats=10, batch_size=1, tail=0.0)
@@ -63,6 +78,7 @@ class LiSSA(Solver):
     seed: int = 0
     max_error: float = 1.0
     max_residual: float = 0.9
+    preconditioner: Preconditioner | None = None
 
     @staticmethod
     def damping_from_reference(scale: float, damp: float) -> float:
@@ -75,43 +91,17 @@ class LiSSA(Solver):
         return Cost(products=drawn + 1, bytes=CARRIED * self.repeats * load.bytes)
 
     def init(self, operator: Operator) -> "LiSSAInverse":
-        """Find the scale."""
-        shift = operator.shift if isinstance(operator, Shifted) else 0.0
-        base = operator.base if isinstance(operator, Shifted) else operator
+        """Find the scale; with a preconditioner, when there are rows to solve."""
+        base, shift = unshifted(operator)
         if not isinstance(base, MeanOperator):
             raise InputError(
                 f"LiSSA draws random examples, and {type(base).__name__} is not a mean over "
                 "examples. Use 'cg' or 'exact' with it."
             )
-        scale = _stable_scale(base, self) + shift if self.scale == "auto" else self.scale
-        return LiSSAInverse(self, base, shift, scale)
-
-
-def _draw(operator: MeanOperator, groups: int, size: int, generator: torch.Generator) -> Tensor:
-    return torch.randint(operator.count, (groups, size), generator=generator, device="cpu")
-
-
-def _stable_scale(operator: MeanOperator, solver: LiSSA) -> float:
-    """ρ = max vᵀE[A_j²]v / vᵀE[A_j]v by power iteration on E[A_j²] over random batches."""
-    generator = torch.Generator().manual_seed(solver.seed)
-    v = torch.randn(operator.size, generator=generator, dtype=torch.float64, device="cpu")
-    v = (v / v.norm()).to(operator.device, operator.dtype)
-    ratios = []
-    for _ in range(PROBE_ROUNDS):
-        positions = _draw(operator, PROBE_GROUPS, solver.batch_size, generator)
-        rows = v.expand(PROBE_GROUPS, 1, -1)
-        once = operator.apply_sampled(rows, positions)
-        twice = operator.apply_sampled(once, positions)
-        bend = float((rows * once).sum())
-        if bend < 0:
-            raise IndefiniteError(
-                "The curvature bends down along a direction of the probe. Add damping larger than "
-                "its most negative eigenvalue, or use the GGN."
-            )
-        ratios.append(float(once.square().sum()) / max(bend, 1e-30))
-        v = twice.mean(0)[0]
-        v = v / v.norm()
-    return max(ratios)
+        inverse = LiSSAInverse(self, base, shift)
+        if self.preconditioner is None:
+            inverse.find_scale()
+        return inverse
 
 
 @final
@@ -122,37 +112,96 @@ class LiSSAInverse(Inverse):
         solver: depth, repeats and seed.
         operator: the undamped mean.
         shift: λ.
-        scale: σ.
     """
 
-    def __init__(self, solver: LiSSA, operator: MeanOperator, shift: float, scale: float) -> None:
-        self.solver, self.operator, self.shift, self.scale = solver, operator, shift, scale
+    def __init__(self, solver: LiSSA, operator: MeanOperator, shift: float) -> None:
+        self.solver, self.operator, self.shift = solver, operator, shift
         self.size, self.dtype, self.device = operator.size, operator.dtype, operator.device
+        self.preconditioner: Operator | None = None
+        self.scale: float | None = None
+
+    def _precondition(self, rows: Tensor) -> Tensor:
+        """P times rows ``[g, q, p]``."""
+        if self.preconditioner is None:
+            return rows
+        return self.preconditioner.apply(rows.flatten(0, 1)).view_as(rows)
+
+    def _draw(self, groups: int, generator: torch.Generator) -> Tensor:
+        shape = groups, self.solver.batch_size
+        return torch.randint(self.operator.count, shape, generator=generator, device="cpu")
+
+    def find_scale(self, rows: int = 1) -> float:
+        """Make P for so many rows, and find σ; both once."""
+        if self.scale is None:
+            maker, stated = self.solver.preconditioner, self.solver.scale
+            if maker is not None:
+                self.preconditioner = maker(self.operator + self.shift, rows)
+                if self.preconditioner is None:
+                    self.notes = ("solved without preconditioner: there is none of this curvature",)
+            self.scale = self._stable_scale() if stated == "auto" else stated
+        return self.scale
+
+    def _stable_scale(self) -> float:
+        """ρ = max vᵀE[M_j²]v / vᵀE[M_j]v by power iteration on E[M_j²] over random batches.
+
+        It is done on u = P½ v, for which M_j² v is P (A_j + λ) P (A_j + λ) u.
+        """
+        operator, shift = self.operator, self.shift
+        generator = torch.Generator().manual_seed(self.solver.seed)
+        least, most = PROBE_GROUPS
+        groups = min(most, max(least, PROBE_ROWS // self.solver.batch_size))
+        u = torch.randn(operator.size, generator=generator, dtype=torch.float64, device="cpu")
+        u = (u / u.norm()).to(operator.device, operator.dtype)
+        ratios = []
+        for _ in track(range(PROBE_ROUNDS), "LiSSA's scale"):
+            positions = self._draw(groups, generator)
+            rows = u.expand(groups, 1, -1)
+            once = operator.apply_sampled(rows, positions).add(rows, alpha=shift)
+            turned = self._precondition(once)
+            bend = float((rows * once).sum())
+            if bend < 0:
+                raise IndefiniteError(
+                    "The curvature bends down along a direction of the probe. Add damping larger "
+                    "than its most negative eigenvalue, or use the GGN."
+                )
+            ratios.append(float((once * turned).sum()) / max(bend, 1e-30))
+            twice = operator.apply_sampled(turned, positions).add(turned, alpha=shift)
+            u = self._precondition(twice.mean(0)[None])[0, 0]
+            u = u / u.norm().clamp_min(1e-30)
+        return max(ratios)
 
     def _run(self, rhs: Tensor, scale: float) -> Tensor | None:
-        """Estimates ``[r, q, p]`` of every repeat, or None when an iterate grows without bound."""
+        """Estimates ``[r, q, p]`` of every repeat, or None when an iterate grows without bound.
+
+        Iterated is y with x = P y, whose length √(y·x) is the one that a stable series bounds.
+        """
         solver = self.solver
         generator = torch.Generator().manual_seed(solver.seed)
         v = rhs.expand(solver.repeats, *rhs.shape)
-        h, start = v.clone(), float(v.norm())
+        y = v / scale if self.preconditioner is None else v.clone()
+        start, step_size = _length(y, self._precondition(y)), 0.0
+        if start:
+            step_size = _length(v, self._precondition(v)) / scale
         kept = max(1, round(solver.tail * solver.depth))
-        total = torch.zeros_like(h)
+        total = torch.zeros_like(y)
         for step in track(range(solver.depth), "LiSSA"):
-            positions = _draw(self.operator, solver.repeats, solver.batch_size, generator)
-            product = self.operator.apply_sampled(h, positions)
-            h = h.mul_(1 - self.shift / scale).sub_(product, alpha=1 / scale).add_(v)
-            if step >= solver.depth - kept:
-                total += h
+            x = self._precondition(y)
             # A stable series adds at most v a step; the comparison is false for NaN as well.
-            if step % 50 == 0 and not float(h.norm()) <= GROWTH_LIMIT * (step + 1) * start:
+            limit = GROWTH_LIMIT * (start + step * step_size)
+            if step % CHECKED == 0 and not _length(y, x) <= limit:
                 return None
-        mean = total.div_(kept * scale)
-        return mean if bool(torch.isfinite(mean).all()) else None
+            product = self.operator.apply_sampled(x, self._draw(solver.repeats, generator))
+            y.sub_(x, alpha=self.shift / scale).sub_(product, alpha=1 / scale)
+            y.add_(v, alpha=1 / scale)
+            if step >= solver.depth - kept:
+                total += y
+        mean = self._precondition(total.div_(kept))
+        return mean if _length(total, mean) <= limit else None
 
     def solve(self, rows: Tensor) -> Solution[Tensor]:
         """Mean over repeats, its standard error, and the residual from one full pass."""
         solver, rhs = self.solver, rows.to(self.dtype)
-        scale, runs = self.scale, None
+        scale, runs = self.find_scale(len(rhs)), None
         for _ in range(RETRIES if solver.scale == "auto" else 1):
             runs = self._run(rhs, scale)
             if runs is not None:
@@ -179,3 +228,8 @@ class LiSSAInverse(Inverse):
     def quadratic(self, rows: Tensor) -> Tensor:
         """B A⁻¹ b of every row by a solve."""
         return (rows * self.solve(rows).require()).sum(1)
+
+
+def _length(y: Tensor, x: Tensor) -> float:
+    """√(y·x) over all rows; NaN where the product is negative."""
+    return float((y * x).sum(dtype=torch.float64).sqrt())

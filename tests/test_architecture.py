@@ -20,7 +20,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 LAYERS = [
     {"errors"},
     {"packages", "bars", "fingerprints", "sources", "budget"},
-    {"tables", "probes", "parameters", "precision"},
+    {"tables", "probes", "parameters", "precision", "states"},
     {"store", "data", "losses", "kernels", "report", "reference"},
     {"objective"},
     {"risk", "meaning", "guard", "sinks"},
@@ -39,7 +39,7 @@ LAYERS = [
     {"prepared", "baselines", "changes", "groups", "l2"},
     {"validation", "explanation", "plan", "derivatives"},
     {"front"},
-    {"onecall", "attacks"},
+    {"onecall", "attacks", "ensemble"},
     {"recipe"},
     {"study"},
     {"demo"},

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from upweight.curvature import Sketch
     from upweight.damping import FiniteTraining
     from upweight.data import Data
+    from upweight.ensemble import Ensemble, tracin
     from upweight.errors import UpweightError
     from upweight.exports import influence_json
     from upweight.front import Influence
@@ -65,6 +66,7 @@ _HOMES = {
     "curvature": ("Sketch",),
     "damping": ("FiniteTraining",),
     "data": ("Data",),
+    "ensemble": ("Ensemble", "tracin"),
     "errors": ("UpweightError",),
     "exports": ("influence_json",),
     "front": ("Influence",),
@@ -96,6 +98,7 @@ __all__ = [
     "CrossEntropy",
     "Data",
     "Eigen",
+    "Ensemble",
     "Extremes",
     "FiniteTraining",
     "GroupEffects",
@@ -128,6 +131,7 @@ __all__ = [
     "influence_json",
     "memory",
     "progress",
+    "tracin",
 ]
 
 

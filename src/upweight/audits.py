@@ -1,5 +1,6 @@
-"""The audit of a training set: which labels look wrong, from one trained model."""
+"""The audit of a training set: which labels look wrong, from one trained model or several."""
 
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -10,10 +11,12 @@ from upweight.errors import LossError
 from upweight.risk import Risk
 from upweight.tables import Table
 
-__all__ = ["audit"]
+__all__ = ["audit", "listed", "pooled", "survey"]
+
+Survey = Mapping[str, np.ndarray]
 
 
-def _survey(risk: Risk) -> dict[str, np.ndarray]:
+def survey(risk: Risk) -> dict[str, np.ndarray]:
     """Loss, and where the loss says them margin and predicted label, of every example."""
     objective, found = risk.objective, {}
     params = objective.space.values()
@@ -36,6 +39,33 @@ def _survey(risk: Risk) -> dict[str, np.ndarray]:
     return found
 
 
+def pooled(surveys: Sequence[Survey], weights: Sequence[float]) -> dict[str, np.ndarray]:
+    """One survey of several models: weighted means of numbers, and the label that most predict.
+
+    Args:
+        surveys: of the same examples.
+        weights: of the models; they sum to 1. Among labels of equal weight the smallest counts.
+
+    Example:
+        >>> one, other = ({"loss": np.array([x]), "predicted_label": np.array([k])}
+        ...               for x, k in ((1.0, 2), (3.0, 0)))
+        >>> pooled([one, other], [0.75, 0.25])
+        {'loss': array([1.5]), 'predicted_label': array([2])}
+    """
+    found: dict[str, np.ndarray] = {}
+    for name in surveys[0]:
+        values = np.stack([values[name] for values in surveys])
+        if name == "given_label":
+            found[name] = values[0]
+        elif name == "predicted_label":
+            labels = np.unique(values)
+            votes = np.tensordot(np.asarray(weights), values[..., None] == labels, 1)
+            found[name] = labels[votes.argmax(-1)]
+        else:
+            found[name] = np.tensordot(np.asarray(weights), values, 1)
+    return found
+
+
 def audit(risk: Risk, self_influence: np.ndarray) -> Table:
     """Examples by self-influence, largest first, with loss and margin beside it.
 
@@ -47,11 +77,22 @@ def audit(risk: Risk, self_influence: np.ndarray) -> Table:
         risk: objective and training data.
         self_influence: ``[N]``.
     """
-    values = _survey(risk)
+    return listed(risk.data.ids, self_influence, survey(risk), unit=risk.objective.loss.unit)
+
+
+def listed(ids: np.ndarray, self_influence: np.ndarray, values: Survey, *, unit: str) -> Table:
+    """The table of an audit.
+
+    Args:
+        ids: ``[N]``.
+        self_influence: ``[N]``.
+        values: what else is known of each example.
+        unit: of the self-influence.
+    """
     order = np.argsort(-self_influence, kind="stable")
     quality = np.empty(len(order))
     quality[order] = np.linspace(0, 1, len(order)) if len(order) > 1 else 0.0
-    columns: dict[str, np.ndarray] = {"id": risk.data.ids, "label_quality": quality}
+    columns: dict[str, np.ndarray] = {"id": ids, "label_quality": quality}
     if {"given_label", "predicted_label"} <= values.keys():
         differs = values["given_label"] != values["predicted_label"]
         # An ignored label claims nothing, so it cannot be wrong.
@@ -62,7 +103,6 @@ def audit(risk: Risk, self_influence: np.ndarray) -> Table:
     columns["loss"] = values["loss"]
     if "margin" in values:
         columns["margin"] = values["margin"]
-    unit = risk.objective.loss.unit
     return Table(
         {name: column[order] for name, column in columns.items()},
         f"Suspicious labels, worst first. self_influence: predicted rise of the example's own "

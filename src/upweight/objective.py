@@ -189,10 +189,15 @@ class Objective:
         twin.model = model
         return twin
 
+    def of(self, model: nn.Module) -> "Objective":
+        """The same objective of another module of the same shape, in the same parameters."""
+        twin = self.on(model)
+        twin.space = ParameterSpace(model, list(self.space.shapes))
+        return twin
+
     def in_double(self) -> "Objective":
         """The same objective on a float64 copy of the model, which autocast leaves alone."""
-        twin = self.in_full_precision().on(copy.deepcopy(self.model).double())
-        twin.space = ParameterSpace(twin.model, list(self.space.shapes))
+        twin = self.in_full_precision().of(copy.deepcopy(self.model).double())
         twin.l2 = self.l2.double()
         return twin
 

@@ -92,6 +92,14 @@ class Prepared:
             raise InputError("Say what is to be kept before the first question is asked.")
         self._factors, self._gradients = factors, gradients
 
+    def kept_inside(self, name: str) -> tuple[Path | None, Path | None]:
+        """Directories inside those for factors and gradients, where there are any."""
+        factors, gradients = (
+            None if place is None else Path(place) / name
+            for place in (self._factors, self._gradients)
+        )
+        return factors, gradients
+
     @cached_property
     def training(self) -> TrainingGradients:
         """Gradients of the training data."""

@@ -9,11 +9,13 @@ from torch import nn
 from upweight.damping import Damping
 from upweight.data import Data
 from upweight.errors import InputError
+from upweight.fingerprints import fingerprint
 from upweight.front.changing import Changing
 from upweight.front.proving import Proving
 from upweight.objective import Objective
 from upweight.plan import Plan, make_plan
 from upweight.prepared import Prepared, answering
+from upweight.states import State, in_state, read_state
 
 __all__ = ["Influence"]
 
@@ -93,6 +95,29 @@ class Influence(Proving, Changing):
         """
         self._made.keep(factors, gradients)
         return self
+
+    def at(self, state: State) -> "Influence":
+        """The same questions of a copy of the model in another state; this model is left alone.
+
+        What this one keeps on disk, the other keeps in a directory of its own inside.
+
+        Args:
+            state: of another checkpoint or seed: a state dict, or the path of one, in a file of
+                safetensors or of ``torch.save``.
+
+        Raises:
+            InputError: it cannot be read, or is no state dict.
+            ModelError: it is of another architecture.
+        """
+        made, found = self._made, read_state(state)
+        other = Influence(
+            made.whole.of(in_state(made.whole.model, found)),
+            made.data,
+            method=made.asked,
+            damping=made.damping,
+        )
+        factors, gradients = made.kept_inside(fingerprint(dict(sorted(found.items()))))
+        return other.keep(factors=factors, gradients=gradients)
 
     @answering
     def plan(self, queries: Any) -> Plan:

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from upweight.retraining import SGD, Adam, AdamW, Training, Trials, Truth
     from upweight.risk import Risk
     from upweight.scores import Extremes, Scores
-    from upweight.solvers import LiSSA
+    from upweight.solvers import DataInf, Kronecker, Lanczos, LiSSA, Nystrom
     from upweight.tables import Table
 
 __version__ = "0.1.0"
@@ -82,7 +82,7 @@ _HOMES = {
     "retraining": ("SGD", "Adam", "AdamW", "Training", "Trials", "Truth"),
     "risk": ("Risk",),
     "scores": ("Extremes", "Scores"),
-    "solvers": ("LiSSA",),
+    "solvers": ("DataInf", "Kronecker", "Lanczos", "LiSSA", "Nystrom"),
     "tables": ("Table",),
 }
 
@@ -97,6 +97,7 @@ __all__ = [
     "Cholesky",
     "CrossEntropy",
     "Data",
+    "DataInf",
     "Eigen",
     "Ensemble",
     "Extremes",
@@ -104,10 +105,13 @@ __all__ = [
     "GroupEffects",
     "Hinge",
     "Influence",
+    "Kronecker",
     "L2Derivative",
+    "Lanczos",
     "LiSSA",
     "MeanSquaredError",
     "Method",
+    "Nystrom",
     "Objective",
     "ParameterChange",
     "Perturbation",

@@ -56,7 +56,7 @@ class Fitting:
         self.risk = risk if sample is None else Risk(risk.objective, risk.data.take(sample))
         self.size = fit_batch(risk, len(self.risk.data))
         self.exact = exact
-        self._kept: list[Looked] | None = None
+        self._kept: list[Looked] = []
 
     def kept(self) -> int:
         """Bytes of the gradients that are kept for a second pass, as far as they are."""
@@ -79,20 +79,19 @@ class Fitting:
             label: of the progress bar.
             keep: whether another pass will follow.
         """
-        if self._kept is not None:
-            yield from self._kept
-            return
-        kept: list[Looked] | None = [] if keep else None
-        room, count = _room(), len(self.risk.data)
-        steps = in_steps(count, self.size, lambda a, b: self._slopes(*self.risk.rows(a, b)))
-        for number, slopes in enumerate(track(steps, label, -(-count // self.size))):
+        yield from self._kept
+        done = sum(len(slopes[0][1]) for slopes, _ in self._kept)
+        left, room = len(self.risk.data) - done, _room()
+        steps = in_steps(
+            left, self.size, lambda a, b: self._slopes(*self.risk.rows(done + a, done + b))
+        )
+        steps = track(steps, label, -(-left // self.size)) if left else steps
+        for number, slopes in enumerate(steps, len(self._kept)):
             yield slopes, number
             room -= sum(gradients.bytes() for gradients, _ in slopes)
-            if kept is not None and room >= 0:
-                kept.append((slopes, number))
-            else:
-                kept = None
-        self._kept = kept
+            # The first ones that fit; the others are made again.
+            if keep and room >= 0:
+                self._kept.append((slopes, number))
 
     def _slopes(self, batch: Batch, share: Tensor) -> list[tuple[BlockGradients, Tensor]]:
         """Gradients for every slope, with shares times its weight."""

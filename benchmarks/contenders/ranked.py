@@ -20,10 +20,12 @@ _CURVED = (
     ("diagonal", "diagonal of the Gauss-Newton matrix"),
     ("empirical_ekfac", "EK-FAC of the empirical Fisher matrix"),
     ("last_layer", "Gauss-Newton of the last layer alone"),
+    ("datainf", "empirical Fisher matrix by layers, the mean of inverses"),
     ("relatif", "EK-FAC, per parameter change of each example"),
     ("l_relatif", "EK-FAC, per root of each example's self-influence"),
 )
 _PLAIN = (
+    ("representer", "last layer, its L2 alone for the curvature"),
     ("no_hessian", "inner products of gradients"),
     ("cosine", "cosines of gradients"),
     ("loss", "training loss, alike for all queries"),
@@ -69,20 +71,32 @@ def _tight(damping: float, dtype: str) -> Contender:
     return replace(row, dtype=dtype)
 
 
-def _early(method: str, epochs: int, damping: float, **settings: Any) -> Contender:
-    note = f"at the checkpoint of epoch {epochs}, λ = {damping:g}"
-    suffix = f" epoch {epochs}"
-    return _row(method, note, suffix, damping=damping, epochs=epochs, **settings)
+def _early(method: str, epochs: tuple[int, ...], damping: float, **settings: Any) -> Contender:
+    """At checkpoints of the one run that is explained."""
+    said = " ".join(map(str, epochs))
+    note = f"mean over the checkpoints after epochs {said}" if epochs[1:] else f"after epoch {said}"
+    suffix = f" epochs {said}" if epochs[1:] else f" epoch {said}"
+    given = {"damping": damping, "epochs": epochs, **settings}
+    return _row(method, f"{note}, λ = {damping:g}", suffix, **given)
 
 
-def _models(method: str, models: int, damping: float, epochs: int | None = None) -> Contender:
-    note = f"scores of {models} seeds averaged, four more trainings in its cost, λ = {damping:g}"
+def _models(
+    method: str, models: int, damping: float, epochs: tuple[int, ...] = (), **settings: Any
+) -> Contender:
+    """Other seeds too."""
+    note = f"mean over {models} seeds, {models - 1} more trainings in its cost, λ = {damping:g}"
     suffix = f" x {models}"
-    given: dict[str, Any] = {"damping": damping, "models": models}
-    if epochs is not None:
-        note, suffix = f"{note}; at the checkpoints of epoch {epochs}", f"{suffix} epoch {epochs}"
-        given["epochs"] = epochs
+    if epochs:
+        said = " ".join(map(str, epochs))
+        note, suffix = f"{note}, after epoch {said}", f"{suffix} epoch {said}"
+    given = {"damping": damping, "models": models, "epochs": epochs, **settings}
     return _row(method, note, suffix, **given)
+
+
+def _tracin(epochs: tuple[int, ...], rate: float) -> Contender:
+    note = f"TracIn over the checkpoints after epochs {' '.join(map(str, epochs))}"
+    settings = {"epochs": epochs, "rates": (rate,) * len(epochs)}
+    return Contender("upweight tracin", "upweight_tracin", settings, note, packages=_PACKAGES)
 
 
 RANKED: dict[str, tuple[Contender, ...]] = {
@@ -91,17 +105,22 @@ RANKED: dict[str, tuple[Contender, ...]] = {
         *_solved(0.003, 0.01),
         *_dampings(0.003, 0.01, 0.03, 0.1),
         *_table(0.001),
-        _early("ekfac", 2, 0.001),
-        _early("kfac", 2, 0.001),
-        _early("ggn_cg", 2, 0.003, rtol=0.01),
+        _early("ekfac", (2,), 0.001),
+        _early("kfac", (2,), 0.001),
+        _early("kfac", (1, 2, 3, 4), 0.001),
+        _tracin((2, 4, 6, 8, 10), 2 * 94 * 0.05),
+        _early("ggn_cg", (2,), 0.01, rtol=0.03),
+        _early("ggn_cg", (1, 2, 3, 4), 0.01, rtol=0.03),
         _models("ekfac", 5, 0.001),
-        _models("kfac", 5, 0.001, epochs=2),
+        _models("kfac", 5, 0.001, (2,)),
+        _models("ggn_cg", 5, 0.01, (2,), rtol=0.03),
     ),
     "cnn": (
         _tight(0.01, "float32"),
         *_dampings(0.001, 0.03, 0.1),
         *_table(0.01),
-        _early("ekfac", 2, 0.01),
+        _tracin((2, 4, 6, 8, 10), 2 * 79 * 0.05),
+        _early("ekfac", (2,), 0.01),
         _models("ekfac", 5, 0.01),
     ),
     "transformer": (

@@ -524,6 +524,9 @@ def test_a_series_that_grows_is_named_and_not_nan(maker):
     solver = LiSSA(scale=1e-3, depth=400, repeats=1, preconditioner=maker)
     solution = solver.init(operator).solve(draw(2, operator.size))
     assert solution.status == (Status.DIVERGED,) * 2
+    assert not solution.value.any()  # what is kept all the same is nothing, and says so
+    close(solution.residual, [1.0, 1.0])
+    assert "accepted although diverged" in solution.caveats()[0]
     with pytest.raises(NotConvergedError, match="grew without bound. Raise the scale"):
         solution.require()
     # A run that is cut off before it overflows has grown all the same.

@@ -9,12 +9,13 @@ from tests.cases import CASES, LINEAR_CASES
 from upweight.curvature import Sketch, curvature
 from upweight.errors import IndefiniteError, InputError, NonFiniteError, NotConvergedError
 from upweight.linalg import CG, Cholesky, Dense, Eigen, Identity, MeanOperator, Status
-from upweight.solvers import LiSSA
+from upweight.solvers import Lanczos, LiSSA
 
 SOLVERS = {
     "cholesky": Cholesky(),
     "eigen": Eigen(),
     "cg": CG(rtol=1e-12),
+    "lanczos": Lanczos(rank=1000, steps=1000),
     "preconditioned cg": CG(rtol=1e-12, preconditioner=Sketch(size=40, features=2, rows=1)),
 }
 each_solver = pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())

@@ -29,8 +29,8 @@ class DataInf(Solver):
     Each inverse is 1/λ_l − g_i g_iᵀ / (λ_l (λ_l + ‖g_i‖²)) (Sherman & Morrison, 1950), so that
     rows take one pass over the training gradients, which stay outer products where they are. It
     stands for (F + λ)⁻¹, F = Σ_i share_i g_i g_iᵀ the empirical Fisher matrix, and is larger than
-    that wherever examples overlap: the residual against F + λ is measured in a second pass, and
-    may exceed 1.
+    the inverse of F's own blocks wherever examples overlap: the residual against F + λ is measured
+    in a second pass, and may exceed 1.
 
     λ_l is the layer's L2 plus damping, as for every other method. Where both are 0 it is what the
     paper takes, a share of the layer's mean squared gradient per parameter:

@@ -48,7 +48,8 @@ class LiSSA(Solver):
     Args:
         scale: σ, above half the largest curvature of a batch, times P; "auto" estimates the
             mean-square stability limit ρ = max vᵀE[M_j²]v / vᵀE[M_j]v of M_j = P½ (A_j + λ) P½,
-            takes σ = ρ, and doubles it if iterates still grow.
+            takes σ = ρ, and doubles it if iterates still grow. What grows all the same has
+            diverged, and answers 0.
         depth: steps t.
         repeats: independent runs r.
         batch_size: rows per step.
@@ -179,16 +180,14 @@ class LiSSAInverse(Inverse):
         generator = torch.Generator().manual_seed(solver.seed)
         v = rhs.expand(solver.repeats, *rhs.shape)
         y = v / scale if self.preconditioner is None else v.clone()
-        start, step_size = _length(y, self._precondition(y)), 0.0
-        if start:
-            step_size = _length(v, self._precondition(v)) / scale
+        start = _length(y, self._precondition(y))
+        grown = start if self.preconditioner is None else start / scale
         kept = max(1, round(solver.tail * solver.depth))
         total = torch.zeros_like(y)
         for step in track(range(solver.depth), "LiSSA"):
             x = self._precondition(y)
             # A stable series adds at most v a step; the comparison is false for NaN as well.
-            limit = GROWTH_LIMIT * (start + step * step_size)
-            if step % CHECKED == 0 and not _length(y, x) <= limit:
+            if step % CHECKED == 0 and not _length(y, x) <= GROWTH_LIMIT * (start + step * grown):
                 return None
             product = self.operator.apply_sampled(x, self._draw(solver.repeats, generator))
             y.sub_(x, alpha=self.shift / scale).sub_(product, alpha=1 / scale)
@@ -196,7 +195,8 @@ class LiSSAInverse(Inverse):
             if step >= solver.depth - kept:
                 total += y
         mean = self._precondition(total.div_(kept))
-        return mean if _length(total, mean) <= limit else None
+        bounded = _length(total, mean) <= GROWTH_LIMIT * (start + solver.depth * grown)
+        return mean if bounded else None
 
     def solve(self, rows: Tensor) -> Solution[Tensor]:
         """Mean over repeats, its standard error, and the residual from one full pass."""
@@ -208,9 +208,8 @@ class LiSSAInverse(Inverse):
                 break
             scale *= 2
         if runs is None:
-            nothing = torch.full_like(rhs, torch.nan)
-            lost = torch.full((len(rhs),), torch.inf, device=self.device)
-            return Solution(nothing, lost, (Status.DIVERGED,) * len(rhs), solver.depth, lost)
+            nothing, lost = torch.zeros_like(rhs), (Status.DIVERGED,) * len(rhs)
+            return Solution(nothing, relative_residual(rhs, nothing), lost, solver.depth)
         value = runs.mean(0)
         if solver.repeats > 1:
             spread = (runs - value).square().sum((0, 2)) / (solver.repeats - 1)

@@ -76,11 +76,8 @@ class Nystrom(Solver):
         p, k = operator.size, min(self.rank, operator.size)
         drawn = torch.randn(p, k, generator=generator, dtype=torch.float64, device="cpu")
         signs = torch.randint(2, (PROBES, p), generator=generator, device="cpu") * 2 - 1
-        tests = torch.linalg.qr(drawn)[0].T
-        return (
-            tests.to(operator.device, operator.dtype),
-            signs.to(operator.device, operator.dtype),
-        )
+        tests = torch.linalg.qr(drawn)[0].T.to(operator.device, operator.dtype)
+        return tests, signs.to(tests)
 
     def init(self, operator: Operator) -> "NystromInverse":
         """Make the sketch, unless it is there, and add the damping."""
@@ -90,13 +87,8 @@ class Nystrom(Solver):
 
     def cost(self, load: Load) -> Cost:
         """A product of each test row, and one of all rows for their residuals."""
-        k = min(self.rank, load.size)
-        return Cost(
-            products=1,
-            single=k + PROBES,
-            operations=3.0 * k**2 * load.size,
-            bytes=3.0 * k * load.size * load.item,
-        )
+        k, p = min(self.rank, load.size), float(load.size)
+        return Cost(products=1, single=k + PROBES, operations=3 * k**2 * p, bytes=24 * k * p)
 
 
 def _roots(tests: Tensor, product: Tensor) -> Tensor:

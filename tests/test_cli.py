@@ -177,7 +177,8 @@ def test_refusals_are_one_line_and_leave_nothing(recipe, capsys, line, words, sa
 
 
 @pytest.mark.parametrize(
-    "words", ["run", "nonsense", "run my.py --top many", "run my.py --unknown 3", "methods more"]
+    "words",
+    ["run", "nonsense", "run my.py --top many", "run my.py --unknown 3", "methods a.py b.py"],
 )
 def test_a_wrong_command_line_exits_with_2(words, capsys):
     assert main(words.split()) == 2
@@ -234,7 +235,7 @@ def test_a_signal_in_the_middle_leaves_no_run(recipe, name, code):
 
 
 def test_interrupted_words(capsys, monkeypatch):
-    def stop(*args):
+    def stop(*args, ruled):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("upweight.cli.methods.table", stop)
@@ -247,6 +248,60 @@ def test_methods_lists_the_table(capsys):
     said = capsys.readouterr().out
     for name in (*METHODS, "baseline"):
         assert name in said
+    for row in METHODS.values():
+        assert row.assumes.split()[0] in said
+
+
+def test_the_table_of_methods_fits_a_hundred_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert main(["methods"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) == 100
+    for name in METHODS:  # no name is broken
+        assert any(line.startswith(f"│ {name} ") for line in lines)
+
+
+def test_methods_of_a_recipe_say_what_each_costs_or_why_not(recipe, capsys):
+    capsys.readouterr()
+    assert main(["methods", "my.py"]) == 0
+    caught = capsys.readouterr()
+    rows = {
+        cells[0]: cells[1:]
+        for cells in (
+            [c.strip() for c in line.split("│")[1:-1]] for line in caught.out.splitlines()
+        )
+        if len(cells) == 5 and cells[0] in METHODS
+    }
+    assert set(rows) == set(METHODS)
+    assert "6 queries, 150 training examples" in caught.out
+    for name, (passes, seconds, mib, note) in rows.items():
+        if name == "bm25":
+            assert "refused: The baseline 'bm25' counts token ids" in note
+            assert (passes, seconds, mib) == ("", "", "")
+        elif not note:
+            assert float(passes.replace(",", "")) > 0
+            assert float(seconds.replace(",", "")) >= 0
+            assert float(mib) > 0
+    assert not caught.err
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_methods_of_a_recipe_go_on_where_torch_or_damping_stop_some(recipe, capsys):
+    recipe.write_text(TOKENS.replace("l2 = 0.1", "l2 = 0.0"))
+    capsys.readouterr()
+    assert main(["methods", "my.py"]) == 0
+    plain = capsys.readouterr().out
+    assert "fails: the derivative for '_embedding_bag_backward'" in plain
+    assert "refused: The curvature is singular" in plain
+    assert main(["methods", "my.py", "--damping", "0.1"]) == 0
+    damped = capsys.readouterr().out
+    assert "refused: The curvature is singular" not in damped
+    assert "refused: The method 'no_hessian' has no curvature" in damped
+
+
+def test_methods_of_a_recipe_that_is_none(capsys):
+    assert main(["methods", "absent.py"]) == 1
+    assert "A recipe is a Python file" in only_error(capsys)
 
 
 def test_doctor_of_the_machine_and_of_a_recipe(recipe, capsys):

@@ -1,15 +1,20 @@
 """Plans: every method has one, they change nothing, and count what they say they count."""
 
 import math
+from typing import final
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import upweight as uw
+from upweight import probes
 from upweight.errors import InputError
+from upweight.linalg import Cost, Load, Solver
 from upweight.methods import METHODS
 from upweight.probes import Tally, peak_bytes
+from upweight.weighing import per_parameter_change, without_loss
 
 
 def rows(n=40, seed=0):
@@ -57,6 +62,146 @@ def test_scores_take_their_own_size_on_disk_and_kept_gradients_theirs(tmp_path):
     inf.explain(rows(5, seed=1))
     files = sum(path.stat().st_size for path in (tmp_path / "g").glob("*.safetensors"))
     assert kept - plain == pytest.approx(files, rel=0.1)
+
+
+class Clock(FlopCounterMode):
+    """Operations of products in place of seconds, so that estimates can be compared by value."""
+
+    def __call__(self):
+        return float(self.get_total_flops())
+
+
+QUERIES = torch.ones(8, 20).cumsum(0).sin(), torch.arange(8) % 5
+
+
+def network(method, n=1200, **settings):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 24), nn.Tanh(), nn.Linear(24, 5))
+    x, y = torch.randn(n, 20), torch.randint(5, (n,))
+    return uw.Influence(model, (x, y), loss="cross_entropy", l2=0.1, method=method, **settings)
+
+
+def planned_and_done(method, monkeypatch):
+    """Operations that a plan foretells, stage by stage, and those of the run itself."""
+    with Clock(display=False) as clock, monkeypatch.context() as patch:
+        patch.setattr(probes, "clock", clock)
+        plan = network(method).plan(QUERIES)
+    with Clock(display=False) as clock:
+        network(method).explain(QUERIES, accept=True)
+    return plan, clock()
+
+
+TEN = uw.CG(rtol=1e-30, max_steps=10)
+LISSA = uw.LiSSA(scale=50.0, depth=60, repeats=2, batch_size=20)
+COUNTED = {
+    "cg": uw.Method("m", "", "ggn", TEN),
+    "lissa": uw.Method("m", "", "ggn", LISSA),
+    "ggn": "ggn",
+    "ekfac": "ekfac",
+    "ekfac by cg": uw.Method("m", "", "ekfac", TEN),
+    "relatif": "relatif",
+    "no_hessian": "no_hessian",
+    "cosine": "cosine",
+    "loss": "loss",
+    "gradient_norm": "gradient_norm",
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_plans_foretell_the_operations_of_the_run(name, monkeypatch):
+    plan, done = planned_and_done(COUNTED[name], monkeypatch)
+    assert plan.known
+    assert plan.seconds == pytest.approx(done, rel=0.3)
+
+
+@pytest.mark.parametrize("method", ["relatif", "l_relatif"])
+def test_factors_on_training_gradients_cost_a_product_each(method, monkeypatch):
+    (plain, once), (weighed, more) = (
+        planned_and_done(name, monkeypatch) for name in ("ekfac", method)
+    )
+    found = weighed.stages[-1].seconds - plain.stages[-1].seconds
+    assert found == pytest.approx(more - once, rel=0.03)
+    assert found > 1200 * 2 * (21 * 21 + 24 * 24)  # into the basis, per example
+
+
+@pytest.mark.parametrize("solver", [uw.Cholesky(), TEN])
+def test_factors_that_solve_for_every_example_are_a_stage(solver):
+    method = uw.Method("m", "", "ggn", solver, per_parameter_change)
+    (stage,) = [s for s in network(method).plan(QUERIES).stages if "factors" in s.name]
+    assert stage.name == "factors of training gradients (1,200 solves)"
+    assert stage.seconds > 0
+    ablation = uw.Method("m", "", "ggn", solver, without_loss)  # looks at losses alone
+    assert not [s for s in network(ablation).plan(QUERIES).stages if "factors" in s.name]
+
+
+@final
+class Silent(Solver):
+    """Says nothing of its cost."""
+
+    def init(self, operator):
+        return uw.Cholesky().init(operator)
+
+
+def test_a_solver_that_says_nothing_is_not_planned_and_the_plan_says_so():
+    plan = network(Silent()).plan(QUERIES)
+    assert [stage.known for stage in plan.stages] == [False, True]
+    assert not plan.known
+    assert plan.seconds == plan.stages[1].seconds > 0
+    assert plan.bytes == plan.stages[1].bytes
+    said = repr(plan)
+    for words in ("At least", "unknown", "solve (Silent does not say what it takes)"):
+        assert words in said
+
+
+def test_a_given_inverse_is_timed_as_it_is():
+    calls = []
+
+    class Half:
+        def __matmul__(self, columns):
+            calls.append(columns.shape)
+            return columns / 2
+
+    plan = network(Half()).plan(QUERIES)
+    assert [stage.name for stage in plan.stages] == ["preconditioning", "scores"]
+    assert calls[0] == (629, 8)
+
+
+def test_what_solvers_say():
+    load = Load(size=100, rows=7, examples=50, item=8)
+    assert load.bytes == 7 * 100 * 8
+    dense = uw.Cholesky().cost(load)
+    assert (dense.matrix, dense.products, dense.bytes) == (True, 1, 16 * 100**2)
+    assert dense.operations == 100**3 / 3 + 7 * 100**2
+    assert uw.Eigen().cost(load).matrix
+    assert uw.Spectral().cost(load) == Cost()
+    assert uw.CG(max_steps=3).cost(load).products == 3
+    assert uw.CG().cost(load).bytes == 5 * load.bytes
+    assert uw.CG().cost(load).without == ""
+    assert "preconditioner" in METHODS["cg"].solver.cost(load).without
+    assert LISSA.cost(load).products == pytest.approx(60 * 2 * 20 / 50 + 1)
+    assert Silent().cost(load) is None
+
+
+def test_a_trial_that_is_singular_does_not_stop_the_plan_but_is_told():
+    """Tokens that the first examples lack have no curvature there."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(9000, 2), nn.Flatten(), nn.Linear(2, 2))
+    tokens, labels = torch.arange(9000)[:, None], torch.arange(9000) % 2
+    inf = uw.Influence(model, (tokens, labels), loss="cross_entropy", method="diagonal")
+    plan = inf.plan((tokens[:2], labels[:2]))
+    assert "Note: on the part of the data that was tried: The curvature is" in repr(plan)
+    assert plan.stages[-1].name == "scores"
+
+
+def test_a_tally_counts_sparse_tensors():
+    with Tally() as tally:
+        x = torch.sparse_coo_tensor(
+            torch.tensor([[0, 2]]), torch.ones(2), (3,), check_invariants=True
+        )
+        y = x * 2
+        del x
+    assert tally.peak == 2 * 8 + 2 * 4 + 2 * 4  # both share their places
+    assert y.to_dense().tolist() == [2, 0, 2]
 
 
 def test_a_tally_counts_bytes_while_they_live():

@@ -2,9 +2,10 @@
 
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, final
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -42,10 +43,10 @@ class Tally(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the operation and count what is new in its outputs."""
-        given = {leaf.untyped_storage()._cdata for leaf in leaves((args, kwargs or {}))}
+        given = {part.untyped_storage()._cdata for part in _stored((args, kwargs or {}))}
         out = func(*args, **(kwargs or {}))
-        for leaf in leaves(out):
-            self._count(leaf, given)
+        for part in _stored(out):
+            self._count(part, given)
         return out
 
     def _count(self, tensor: Tensor, given: set[int]) -> None:
@@ -61,6 +62,15 @@ class Tally(TorchDispatchMode):
     def _forget(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.now -= size
+
+
+def _stored(tree: Any) -> Iterator[Tensor]:
+    """The tensors of a tree that have memory of their own: of sparse ones, places and values."""
+    for leaf in leaves(tree):
+        if leaf.layout is torch.strided:
+            yield leaf
+        elif leaf.layout is torch.sparse_coo:
+            yield from (leaf._indices(), leaf._values())
 
 
 def peak_bytes(work: Callable[[], Result]) -> tuple[int, Result]:

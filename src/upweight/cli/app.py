@@ -110,9 +110,16 @@ def export(
 
 
 @app.command
-def methods() -> int:
-    """List the methods that 'upweight run --method' takes."""
-    return int(_work("methods").methods())
+def methods(recipe: Path | None = None, /, *, damping: float | Literal["auto"] = 0.0) -> int:
+    """List the methods of 'upweight run --method': what they assume and when to use which.
+
+    With a recipe: what each would cost with its model and data, or why it would be refused.
+
+    Args:
+        recipe: For which passes, seconds and memory of each method are estimated.
+        damping: As of 'upweight run', for methods that need it.
+    """
+    return int(_work("methods").methods(recipe, damping))
 
 
 @contextmanager

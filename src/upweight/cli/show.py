@@ -26,10 +26,19 @@ def say(message: str = "") -> None:
     sys.stdout.flush()
 
 
-def table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A title and a table whose cells wrap; brackets in cells are text, not rich's markup."""
+def table(
+    title: str, heads: Sequence[str], rows: Iterable[Sequence[str]], *, ruled: bool = False
+) -> None:
+    """A title and a table whose cells wrap; brackets in cells are text, not rich's markup.
+
+    Args:
+        title: above it.
+        heads: of the columns.
+        rows: their cells.
+        ruled: whether lines part the rows, where cells are long.
+    """
     say(title)
-    shown = Table()
+    shown = Table(show_lines=ruled)
     for head in heads:
         shown.add_column(head, overflow="fold")
     for row in rows:

@@ -54,9 +54,9 @@ ROWS = (
         "Gauss-Newton, its diagonal",
         "diagonal",
         Spectral(),
-        assumes=f"{_GAUSS_NEWTON}, parameters act apart",
+        assumes="outputs bend little around the parameters, which act apart",
         when="the plainest curvature, to see what the better ones add",
-        cost="one pass, p numbers",
+        cost="two passes, 3 p numbers",
     ),
     Method(
         "empirical_ekfac",

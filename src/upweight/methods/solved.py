@@ -45,7 +45,7 @@ ROWS = (
         assumes="as cg, and a series long enough for every direction that matters",
         when="to repeat what the paper computed; cg otherwise, which is as exact as it is asked "
         "to be",
-        cost="products of depth · repeats · batch_size examples with each query, 30 q p numbers",
+        cost="products of depth · repeats · batch_size examples with each query, 50 q p numbers",
     ),
     Method(
         "ggn",

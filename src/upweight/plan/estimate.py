@@ -14,6 +14,7 @@ from upweight.budget import budget
 from upweight.curvature import CURVATURES, curvature
 from upweight.data import Data
 from upweight.engine import Job, Rescale, score
+from upweight.errors import IndefiniteError
 from upweight.gradients import (
     TrainingGradients,
     batch_rows,
@@ -133,6 +134,7 @@ class _Estimate:
         self.load = Load(self.space.size, self.queries, len(self.risk.data), self.item)
         self.floor = _floor(self.risk)
         self.matrix = float(self.queries * len(self.risk.data) * self.item)
+        self.whole, self.notes = True, list[str]()
 
     def resident(self, tensors: float) -> float:
         """What a process holds when its tensors take so many bytes."""
@@ -158,8 +160,7 @@ class _Estimate:
             return [self.scores(self.directions(), method, inverse)]
         cost = solver.cost(self.load)
         if cost == Cost():
-            shift = self.made.resolved(operator) if method.fits else self.made.shift
-            inverse = method.invert(operator, shift)
+            inverse = self.inverted(method, operator)
             turning, rows = self.preconditioning(inverse)
             return [*fitting, turning, self.scores(rows, method, inverse)]
         counter = _Counter(operator)
@@ -169,6 +170,20 @@ class _Estimate:
             return [*fitting, Stage(name, math.nan, math.nan, math.nan), scores]
         solving = self.solving(method, operator, cost)
         return [*fitting, *solving, *self.weighing(method, operator, counter), scores]
+
+    def inverted(self, method: Method, operator: Operator) -> Inverse:
+        """The inverse of a trial's curvature, which may lack what all of the data determine."""
+        if not method.fits:
+            return method.invert(operator, self.made.shift)
+        shift = self.made.resolved(operator)
+        try:
+            return method.invert(operator, shift)
+        except IndefiniteError as error:
+            mean = operator.trace() / operator.size
+            if self.whole or not mean > 0:
+                raise
+            self.notes.append(f"on the part of the data that was tried: {error}")
+            return method.invert(operator, shift + mean)
 
     @cached_property
     def part(self) -> Risk:
@@ -190,6 +205,7 @@ class _Estimate:
         risk = self.risk
         size, fitted = fit.batch(risk), fit.fitted(risk)
         few, more = min(size, fitted), min(2 * size, fitted)
+        self.whole = more == fitted
         operator = fit.trial(risk, few)  # warms up and proves the layout
         spent, tensors = [], []
         for rows in (few, more):
@@ -233,7 +249,8 @@ class _Estimate:
         if not cost.matrix:
             spent += cost.operations / _rate(self.space.dtype) if cost.operations else 0.0
             held = self.resident(self.multiplying(method) + cost.bytes)
-            name = f"solve (about {cost.products + cost.single:.0f} products)"
+            without = f", without {cost.without}" if cost.without else ""
+            name = f"solve (about {cost.products + cost.single:.0f} products{without})"
             return [self.stage(name, spent, held)]
         p, low = self.space.size, self.item < 8
         spent += cost.operations / _rate(torch.float64)
@@ -340,4 +357,5 @@ def make_plan(made: Prepared, queries: Data) -> Plan:
         InputError: whatever would stop the run before it solves.
     """
     estimate = _Estimate(made, queries)
-    return Plan(tuple(estimate.stages()), made.objective.space.coverage, estimate.floor)
+    stages, coverage = tuple(estimate.stages()), made.objective.space.coverage
+    return Plan(stages, coverage, estimate.floor, tuple(estimate.notes))

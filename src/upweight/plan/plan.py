@@ -45,11 +45,13 @@ class Plan:
         stages: in order.
         coverage: share of the model's parameters that the scores see.
         floor: seconds of one forward and backward pass over the training data.
+        notes: what may yet stop the run.
     """
 
     stages: tuple[Stage, ...]
     coverage: float
     floor: float
+    notes: tuple[str, ...] = ()
 
     @property
     def known(self) -> bool:
@@ -80,12 +82,12 @@ class Plan:
             "memory_gib": [_cell(s.bytes / GIB, 2) for s in self.stages],
             "disk_gib": [_cell(s.disk / GIB, 2) for s in self.stages],
         }
-        return Table(
-            columns,
+        says = (
             f"{'About' if self.known else 'At least'} {self.seconds:.1f} s ({self.passes:.0f} x "
             f"one forward and backward pass), {self.bytes / GIB:.2f} GiB at the peak; "
-            f"{self.coverage:.1%} of parameters covered. Disk: if results are stored.",
+            f"{self.coverage:.1%} of parameters covered. Disk: if results are stored."
         )
+        return Table(columns, "\n".join((says, *(f"Note: {note}" for note in self.notes))))
 
     def __repr__(self) -> str:
         return repr(self.table())

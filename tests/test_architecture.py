@@ -37,7 +37,7 @@ LAYERS = [
     {"methods"},
     {"answers"},
     {"prepared", "baselines", "changes", "groups", "l2"},
-    {"validation", "explanation", "plan", "derivatives"},
+    {"validation", "explanation", "plan", "derivatives", "evidence"},
     {"front"},
     {"onecall", "attacks", "ensemble"},
     {"recipe"},

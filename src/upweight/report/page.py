@@ -15,7 +15,12 @@ A summary is what ``json.load`` could return; "?" marks what may be None or abse
       evidence?: truth?
         agreements: list of    name, r, r_interval, slope, slope_interval, count
         points: list of        x (predicted), y (actual), kind, query, removed
+      retrained?: verdict: {grade, sentence}, statistic: {name, unit}, unit, truth, pairs: number
+        cost: {trainings, ...}    notes: [string]    points: as above, of the pairs
+        findings: list of      question, trials, count, failed, ceiling?: estimate
+          ratings: list of     name, order: estimate, ahead?, r, slope?: estimates
 
+An estimate is {value, interval}, as upweight.evidence writes it.
 Pictures are data URIs, as ``upweight.report.picture`` makes them; intervals are 95 % intervals.
 """
 

@@ -7,7 +7,7 @@ from typing import Any, final
 
 from upweight.report.numbers import Scale, finite, scale_of
 
-__all__ = ["Mark", "Panel", "Scatter", "scatter"]
+__all__ = ["Mark", "Panel", "Scatter", "scatter", "ticks"]
 
 SIDE = 374.0
 LEFT, RIGHT, TOP, BOTTOM = 66.0, 10.0, 12.0, 52.0
@@ -119,7 +119,7 @@ def _panel(
     low, high = min(0.0, *values), max(0.0, *values)
     margin = 0.06 * (high - low) or 1.0
     frame = _Frame(low - margin, high + margin)
-    places, scale = _ticks(frame.low, frame.high)
+    places, scale = ticks(frame.low, frame.high)
     said = scale_of(values)
     marks = tuple(
         Mark(
@@ -142,8 +142,13 @@ def _panel(
     )
 
 
-def _ticks(low: float, high: float) -> tuple[list[float], Scale]:
-    """Round values between two ends, evenly apart, and how to write them."""
+def ticks(low: float, high: float) -> tuple[list[float], Scale]:
+    """Round values between two ends, evenly apart, and how to write them.
+
+    Example:
+        >>> ticks(0.0, 1.1)
+        ([0.0, 0.2, 0.4, 0.6000000000000001, 0.8, 1.0], Scale(exponent=0, decimals=1))
+    """
     raw = (high - low) / TICKS
     size = 10.0 ** math.floor(math.log10(raw))
     step = next(m * size for m in (1, 2, 5, 10) if m * size >= raw * 0.999)

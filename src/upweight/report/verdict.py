@@ -20,6 +20,7 @@ LARGE_RESIDUAL = 0.01
 FULL_COVERAGE = 0.999
 
 NOT, PARTLY, GOOD = range(3)
+WORDS = {"good": "Good", "partly": "Partly", "not": "Do not rely on it"}
 
 
 @final
@@ -72,6 +73,8 @@ def verdict(model: Mapping[str, Any]) -> Verdict:
         >>> verdict({"evidence": {"agreements": [row], "points": []}}).headline
         'Predictions can be taken at face value.'
     """
+    if model.get("retrained"):
+        return _of_retraining(model)
     evidence = model.get("evidence") or {}
     rows = [_graded(row) for row in evidence.get("agreements") or ()]
     notes = _solver_notes(model)
@@ -92,9 +95,23 @@ def verdict(model: Mapping[str, Any]) -> Verdict:
         )
         if grade == GOOD:
             grade, headline = PARTLY, "Large scores come true; nothing is known of the others."
-    word = {GOOD: "Good", PARTLY: "Partly", NOT: "Do not rely on it"}[grade]
     name = {GOOD: "good", PARTLY: "partly", NOT: "not"}[grade]
-    return Verdict(name, word, headline, _basis(weakest.row, evidence.get("points") or ()), notes)
+    return Verdict(
+        name, WORDS[name], headline, _basis(weakest.row, evidence.get("points") or ()), notes
+    )
+
+
+def _of_retraining(model: Mapping[str, Any]) -> Verdict:
+    """What models that were trained again say, which is said with the numbers already."""
+    part = model["retrained"]
+    said, finding, cost = part["verdict"], part["findings"][0], part["cost"]
+    grade = said["grade"] if said["grade"] in WORDS else "unchecked"
+    basis = (
+        f"{cost['trainings']:,} models trained again, {finding['question']}, without "
+        f"{finding['trials']}."
+    )
+    word = WORDS.get(grade, "Cannot tell")
+    return Verdict(grade, word, said["sentence"], basis, _solver_notes(model))
 
 
 def _graded(row: Mapping[str, Any]) -> _Row:

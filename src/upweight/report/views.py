@@ -6,6 +6,7 @@ from typing import Any, final
 
 from upweight.errors import InputError
 from upweight.report.numbers import Scale, figure, finite, percent, scale_of
+from upweight.report.retrained import Retrained, retrained_view
 from upweight.report.scatter import Scatter, scatter
 from upweight.report.verdict import Verdict, verdict
 
@@ -87,6 +88,7 @@ class ModelView:
     number_columns: tuple[tuple[str, str], ...]
     found: str
     scatter: Scatter
+    retrained: Retrained | None
     settings: tuple[tuple[str, str], ...]
 
     @property
@@ -131,6 +133,7 @@ def model_view(model: Mapping[str, Any], place: int) -> ModelView:
         number_columns=tuple((head, scales[name].unit(unit).strip()) for name, head, unit in heads),
         found=_found(suspects.get("found")),
         scatter=scatter(points, model["unit"]),
+        retrained=retrained_view(model),
         settings=_settings(model),
     )
 

@@ -1,9 +1,7 @@
 """A study: explain, audit and prove one recipe, and keep the result as a page and a directory."""
 
 import json
-import platform
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from functools import cached_property
 from os import PathLike
@@ -15,65 +13,23 @@ import torch
 
 from upweight import __version__
 from upweight.answers import Validation
-from upweight.damping import Damping
 from upweight.data import Data
-from upweight.errors import IndefiniteError, InputError, NotConvergedError
+from upweight.errors import IndefiniteError, NotConvergedError
+from upweight.evidence import MOST_REFIT_PARAMETERS, Evidence
 from upweight.fingerprints import fingerprint
 from upweight.front import Influence
 from upweight.methods import Baseline, Method
 from upweight.recipe import Recipe
-from upweight.report import render
 from upweight.scores import Scores
 from upweight.store import plain, publish, write_manifest
+from upweight.study.page import removals, retrained, versions, write_page
+from upweight.study.wish import Wish
 from upweight.tables import Table, atomic_write
 
-__all__ = ["Study", "Wish", "summary", "versions", "write_page"]
+__all__ = ["SHOWN_QUERIES", "Study", "summary"]
 
 SHOWN_QUERIES, SHOWN_SUSPECTS = 12, 30
 CHECKED_SHARE = 0.1
-# A refit factorises the dense Hessian in float64: 0.8 GB here, three times that at its peak.
-MOST_REFIT_PARAMETERS = 10_000
-
-
-@final
-@dataclass(frozen=True)
-class Wish:
-    """What is wanted of a study.
-
-    Attributes:
-        method: a row of ``METHODS`` or what else Influence takes.
-        damping: added to the curvature.
-        top: helpful and harmful examples kept of each query.
-        removals: how many influential and how many random examples are really removed, one at a
-            time; 0 for none, None for up to 20 as the data allow.
-        seed: of the random removals.
-    """
-
-    method: object = "exact"
-    damping: Damping = 0.0
-    top: int = 5
-    removals: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.top < 1:
-            raise InputError(f"top must be at least 1, got {self.top}. Ask for 5, for example.")
-
-    def count(self, examples: int) -> int:
-        """Removals of each kind, as far as the data allow.
-
-        Raises:
-            InputError: more were asked for than there are, or too few to compare.
-        """
-        if self.removals is None:
-            most = min(20, examples // 3)
-            return most if most >= 3 else 0
-        if self.removals and not 3 <= self.removals <= examples // 2:
-            raise InputError(
-                f"removals must be 0, or from 3 to half of the {examples} training examples, got "
-                f"{self.removals}. As many influential as random examples are removed."
-            )
-        return self.removals
 
 
 @final
@@ -86,6 +42,9 @@ class Study:
         name: of the model on the page.
         facts: more (label, value) pairs for the page.
         flipped: ids of training examples whose labels are known to be wrong, if any are known.
+
+    Attributes:
+        evidence: what a budget of retraining found, if one was spent; set by whoever spent it.
 
     Raises:
         InputError: of the kind that tells which part of the recipe is at fault.
@@ -112,6 +71,7 @@ class Study:
         self.queries = Data.of(recipe.queries)
         self.removals = self.wish.count(len(self.influence.data))
         self.flipped = None if flipped is None else frozenset(flipped)
+        self.evidence: Evidence | None = None
         self._facts = tuple(facts)
         # Labels and pictures are looked up once before the long work, where they can still be wrong
         # cheaply.
@@ -159,7 +119,9 @@ class Study:
             if self.audit
             else [f"No suspicious labels: {self.influence.method.name!r} has no self-influence."]
         )
-        return absent + ([f"Not proved by removal: {self._proved}"] if not self.proof else [])
+        if self.proof or self.evidence:
+            return absent
+        return [*absent, f"Not proved by removal: {self._proved}"]
 
     @cached_property
     def _proved(self) -> Validation | str:
@@ -238,7 +200,8 @@ class Study:
                 "measure": self.scores.meaning.measure,
                 "queries": list(self._query_views()),
                 "suspects": self._suspects(),
-                "evidence": None if self.proof is None else _evidence(self.proof),
+                "evidence": None if self.proof is None else removals(self.proof),
+                "retrained": None if self.evidence is None else retrained(self.evidence),
             }
         )
         return part
@@ -317,6 +280,9 @@ class Study:
             content = {"truth": self.proof.truth, "agreements": plain(evidence)}
             text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
             atomic_write(directory / "validation.json", text.encode())
+        if self.evidence is not None:
+            self.evidence.table().to_csv(directory / "evidence.csv")
+            self.evidence.save(directory / "evidence.json")
         manifest = {
             "kind": "study",
             **says,
@@ -365,33 +331,4 @@ def summary(title: str, studies: Iterable[Study], identity: str) -> dict[str, An
         "version": __version__,
         "identity": identity,
         "models": [study.summary() for study in studies],
-    }
-
-
-def write_page(directory: Path, content: Mapping[str, Any]) -> Path:
-    """Write ``report.html`` of a summary."""
-    return atomic_write(directory / "report.html", render(content).encode())
-
-
-def versions() -> dict[str, str]:
-    """What made the numbers."""
-    return {
-        "upweight": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-    }
-
-
-def _evidence(proof: Validation) -> dict[str, Any]:
-    """Agreement and points of a validation, one point per query and removal."""
-    kinds = {"x": "predicted", "y": "actual", "kind": "chosen", "query": "query"}
-    table = proof.table()
-    columns = [table[column].tolist() for column in (*kinds.values(), "removed")]
-    return {
-        "agreements": [{"name": n, **found.as_dict()} for n, found in proof.agreements.items()],
-        "points": [
-            dict(zip((*kinds, "removed"), row, strict=True)) for row in zip(*columns, strict=True)
-        ],
-        "truth": proof.truth,
     }

@@ -1,0 +1,128 @@
+"""All contenders under one truth: the same trials, the same queries, the same bootstrap samples."""
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import final
+
+import numpy as np
+
+from upweight.evaluation import (
+    Estimate,
+    Resamples,
+    Sampled,
+    datamodeling_score,
+    group_effects,
+    outcomes,
+    pooled,
+)
+from upweight.evaluation.ceiling import spearman_brown
+from upweight.evidence.contenders import Contender
+from upweight.evidence.findings import Finding, Rating
+
+__all__ = ["Contest", "Question"]
+
+MOST_DRAWS, LEAST_DRAWS = 2000, 300
+# Ranks of samples that are made for one finding: a few seconds.
+MOST_RANKS = 2**27
+
+
+@final
+@dataclass(frozen=True)
+class Question:
+    """What is asked of a truth.
+
+    Attributes:
+        name: "this model" or "on average over trainings".
+        trials: what was removed in each trial, in words.
+        ceiling: what the best possible prediction reaches; None where it is unknown.
+    """
+
+    name: str
+    trials: str
+    ceiling: Estimate | None = None
+
+
+@final
+@dataclass(frozen=True)
+class Contest:
+    """Who predicts, of which queries and examples.
+
+    Attributes:
+        contenders: the scores first.
+        query_ids: ``[q]``.
+        train_ids: ``[N]``.
+        helpful: +1 where the loss of a helpful example raises the measure, −1 where it lowers it.
+    """
+
+    contenders: tuple[Contender, ...]
+    query_ids: np.ndarray
+    train_ids: np.ndarray
+    helpful: int
+
+    @property
+    def scores(self) -> np.ndarray:
+        """The scores, ``[q, N]``."""
+        return self.contenders[0].values
+
+    def ceiling(self, changes: np.ndarray) -> Estimate | None:
+        """What the best possible prediction of the mean over seeds reaches; None for one seed.
+
+        √(s r / (1 + (s − 1) r)), r the rank correlation of two seeds' changes, the mean over pairs
+        of seeds and over queries (Spearman, 1910); its interval is over other trials and queries.
+
+        Args:
+            changes: ``[s, u, q]``.
+        """
+        kept = np.isfinite(changes).all((0, 2))
+        seeds, rows = len(changes), changes[:, kept].swapaxes(1, 2)
+        if seeds < 2:
+            return None
+        resamples = Resamples.two_way(rows.shape[2], rows.shape[1], draws=self.draws(rows[0]))
+        pairs = [rows[[a, b]] for a, b in combinations(range(seeds), 2)]
+        agreed = [datamodeling_score(*pair, resamples=resamples).sampled for pair in pairs]
+        value = np.array([np.mean([one.value for one in agreed])])
+        draws = np.mean([one.draws for one in agreed], axis=0)
+        best, drawn = (np.sqrt(spearman_brown(r, seeds)) for r in (value, draws))
+        return Sampled(float(best[0]), drawn).estimate()
+
+    def draws(self, table: np.ndarray) -> int:
+        """Bootstrap samples that a table ``[q, m]`` of each contender leaves time for."""
+        ranks = max(table.size * len(self.contenders), 1)
+        return int(np.clip(MOST_RANKS // ranks, LEAST_DRAWS, MOST_DRAWS))
+
+    def finding(self, asked: Question, gone: np.ndarray, measured: np.ndarray) -> Finding:
+        """Every contender's predictions of groups held against what happened.
+
+        Args:
+            asked: the question that this answers.
+            gone: examples left out, ``[m, N]``.
+            measured: change of each query's measure, ``[q, m]``; NaN where a trial failed.
+
+        Raises:
+            InputError: too few trials have an outcome for an interval.
+        """
+        kept = outcomes(measured)
+        gone, measured = gone[kept], measured[:, kept]
+        resamples = Resamples.two_way(measured.shape[1], len(measured), draws=self.draws(measured))
+        ratings: list[Rating] = []
+        ours: Sampled | None = None
+        constant = 0
+        for one in self.contenders:
+            predicted = group_effects(one.values, gone)
+            order = datamodeling_score(predicted, measured, resamples=resamples)
+            r, slope = pooled(predicted, measured, resamples)
+            ahead = None if ours is None else ours.minus(order.sampled).estimate()
+            if ours is None:
+                ours, constant = order.sampled, order.constant
+            size = slope.estimate() if one.sized else None
+            rating = Rating(one.name, one.words, order.estimate, ahead, r.estimate(), size)
+            ratings.append(rating)
+        return Finding(
+            asked.name,
+            asked.trials,
+            tuple(ratings),
+            asked.ceiling,
+            int(kept.sum()),
+            int((~kept).sum()),
+            constant,
+        )

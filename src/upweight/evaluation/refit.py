@@ -35,7 +35,7 @@ class Edit:
     """
 
     gone: Tensor
-    inputs: tuple[Any, ...] | None = None
+    inputs: tuple[Any, ...] | dict[str, Any] | None = None
     targets: Any = None
 
 

@@ -1,7 +1,9 @@
 """Ground truth: models really trained again on changed data."""
 
+from upweight.retraining.functions import Own
 from upweight.retraining.optimisers import SGD, Adam, AdamW, Optimiser
-from upweight.retraining.retrain import retrain
+from upweight.retraining.refits import Refit
+from upweight.retraining.retrain import How, retrain
 from upweight.retraining.schedules import Constant, Cosine, Drops, Linear
 from upweight.retraining.starts import Fresh, Trained
 from upweight.retraining.training import Training, shuffled
@@ -16,8 +18,11 @@ __all__ = [
     "Cosine",
     "Drops",
     "Fresh",
+    "How",
     "Linear",
     "Optimiser",
+    "Own",
+    "Refit",
     "Relabels",
     "Trained",
     "Training",

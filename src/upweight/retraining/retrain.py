@@ -1,94 +1,125 @@
 """Retraining: every trial really trained, its queries measured, one truth."""
 
-from collections.abc import Iterator
-from typing import final
+import os
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
 
-from upweight.bars import track
 from upweight.data import Data
-from upweight.errors import InputError
+from upweight.errors import InputError, NumericalError
+from upweight.fingerprints import fingerprint
 from upweight.meaning import meaning_of
-from upweight.retraining.choosing import chunks, fastest
-from upweight.retraining.together import Trainer
+from upweight.objective import Objective
+from upweight.retraining.functions import ByFunction, Own
+from upweight.retraining.journal import Journal
+from upweight.retraining.recipes import ByRecipe
+from upweight.retraining.refits import ByRefit, Refit
+from upweight.retraining.runs import Asked, Run
 from upweight.retraining.training import Training
 from upweight.retraining.trials import Trials
 from upweight.retraining.truth import Truth
 from upweight.risk import Risk
 
-__all__ = ["retrain"]
+__all__ = ["How", "retrain"]
 
-ROWS = 2048
-
-
-@final
-class Asked:
-    """Measures of queries under any model of one form.
-
-    Args:
-        risk: what was minimised, and at hand.
-        queries: what is asked.
-    """
-
-    def __init__(self, risk: Risk, queries: Data) -> None:
-        risk.objective.probe(queries, risk.objective.measure, role="queries")
-        self._objective, self._queries = risk.objective, queries
-
-    def of(self, model: nn.Module) -> np.ndarray:
-        """The measure of every query under a model, ``[q]``, float64."""
-        twin = self._objective.on(model)
-        measured = twin.measured(twin.measure)
-        with torch.no_grad():
-            found = [
-                measured({}, twin.place(batch)).double().cpu()
-                for batch in self._queries.batches(ROWS)
-            ]
-        return torch.cat(found).numpy()
+How = Training | Refit | Own | Callable[[np.ndarray, int], Any]
 
 
-def _outcomes(
-    risk: Risk, asked: Asked, trials: Trials, training: Training
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Number and measures ``[q]`` of every trial, as each chunk is done."""
-    trainer = Trainer(risk, training)
-    way = fastest(trainer, trials)
-    parts = chunks(trials, way)
-    for part in track(parts, f"retraining ({way.words()})", len(parts)):
-        for number, model in zip(part, trainer.run(trials.take(part), way), strict=True):
-            yield int(number), asked.of(model)
+def _run(risk: Risk, asked: Asked, how: How) -> Run:
+    if isinstance(how, Training):
+        return ByRecipe(risk, asked, how)
+    if isinstance(how, Refit):
+        return ByRefit(risk, asked, how)
+    return ByFunction(asked, how if isinstance(how, Own) else Own(how))
 
 
-def retrain(risk: Risk, queries: Data, trials: Trials, how: Training) -> Truth:
+def _identity(objective: Objective, data: Data, queries: Data, run: Run) -> str:
+    """Hash of everything that outcomes rest on, but for the trials."""
+    asked = (objective.loss, objective.l2, objective.removal, objective.measure)
+    form = (repr(objective.model), objective.space.shapes, objective.precision)
+    return fingerprint((form, asked, data.fingerprint(), queries.fingerprint(), run.identity()))
+
+
+def retrain(
+    risk: Risk,
+    queries: Data,
+    trials: Trials,
+    how: How,
+    path: str | os.PathLike[str] | None = None,
+) -> Truth:
     """Train a model for every trial, and for all of the data with every seed.
 
     Args:
         risk: objective and data.
         queries: whose measure is asked of every model.
         trials: what to leave out or relabel, and with which seeds.
-        how: a recipe.
+        how: a Training; ``Refit()`` for convex objectives; or your own function (kept positions
+            ``[n]``, seed) -> model, or an ``Own`` that says more about it.
+        path: a directory that keeps every outcome as soon as it is there. A run that was stopped
+            goes on from it, and one with other trials takes from it what it has.
 
     Raises:
         InputError: the trials are of other data.
+        NumericalError: training on all of the data failed, so that nothing can be compared.
+        StoreError: the directory is of another model, data, queries or recipe.
+
+    Example:
+        >>> import torch, upweight as uw
+        >>> x, y = torch.randn(20, 3), torch.arange(20) % 2
+        >>> objective = uw.Objective(torch.nn.Linear(3, 2), "cross_entropy", l2=0.1)
+        >>> risk, queries = uw.Risk(objective, uw.Data.of((x, y))), uw.Data.of((x[:2], y[:2]))
+        >>> trials = Trials.without([[0], [1]], 20, seeds=[0])
+        >>> retrain(risk, queries, trials, Training(2, 5, uw.SGD(0.1))).changes().shape
+        (2, 2)
     """
     if trials.gone.shape[1] != len(risk.data):
         raise InputError(
             f"The trials are of {trials.gone.shape[1]} examples, the training data has "
             f"{len(risk.data)}. Make them with examples=len(data)."
         )
-    asked, seeds = Asked(risk, queries), np.unique(trials.seeds)
+    objective, asked = risk.objective, Asked(risk.objective, queries)
+    run, seeds = _run(risk, asked, how), np.unique(trials.seeds)
     everything = Trials.whole(len(risk.data), seeds.tolist()).then(trials)
-    measured = np.full((len(everything), len(queries)), np.nan)
-    for number, found in _outcomes(risk, asked, everything, how):
-        measured[number] = found
+    keys = everything.keys().tolist()
+    identity = "" if path is None else _identity(objective, risk.data, queries, run)
+    journal = Journal(path, identity, len(queries))
+    failures = _fill(journal, run, everything, keys)
+    blank = np.full(len(queries) + 1, np.nan)
+    rows, count = np.stack([journal.known.get(key, blank) for key in keys]), len(seeds)
+    lost = [failures[number] for number in range(count) if number in failures]
+    if lost:
+        raise NumericalError(
+            f"Training on all of the data failed, so that no change can be measured: {lost[0]}"
+        )
     return Truth(
         trials=trials,
         query_ids=queries.ids,
-        measured=measured[len(seeds) :],
-        whole=measured[: len(seeds)],
+        measured=rows[count:, :-1],
+        whole=rows[:count, :-1],
         seeds=seeds,
-        meaning=meaning_of(risk.objective, risk.objective.measure),
-        how=how.words(),
-        failures={},
+        meaning=meaning_of(objective, objective.measure),
+        how=run.words,
+        failures={number - count: said for number, said in failures.items()},
+        own=run.own,
+        at_hand=asked.of(objective.model),
+        drift=rows[:count, -1],
+        notes=run.notes,
     )
+
+
+def _fill(journal: Journal, run: Run, trials: Trials, keys: list[str]) -> dict[int, str]:
+    """Run the trials that are not in the journal, each once; what failed, and why."""
+    first = {key: number for number, key in reversed(list(enumerate(keys)))}
+    left = np.array([number for key, number in sorted(first.items(), key=lambda item: item[1])
+                     if key not in journal.known], dtype=np.int64)  # fmt: skip
+    journal.expect([keys[number] for number in left])
+    failed: dict[str, str] = {}
+    if len(left):
+        for outcome in run.outcomes(trials.take(left)):
+            key = keys[left[outcome.number]]
+            if outcome.measured is None:
+                failed[key] = outcome.failure or "no outcome"
+            else:
+                journal.put(key, outcome.measured, outcome.moved)
+    return {number: failed[key] for number, key in enumerate(keys) if key in failed}

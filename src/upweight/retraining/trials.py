@@ -204,23 +204,28 @@ class Trials:
         gone = np.concatenate([self.gone, others.gone])
         return Trials(self.kind, gone, np.concatenate([self.seeds, others.seeds]), joined)
 
+    def changes(self) -> np.ndarray:
+        """What each trial does to the data, as a hash of what is gone and new labels, ``[m]``."""
+        found = [hashlib.sha256(np.packbits(row).tobytes()) for row in self.gone]
+        for digest in found:
+            digest.update(f"{self.gone.shape[1]};".encode())
+        if self.relabels is not None:
+            new = self.relabels
+            for row in np.lexsort((new.position, new.trial)):
+                label = new.label[row].tolist()
+                found[new.trial[row]].update(f"{new.position[row]}={label!r};".encode())
+        return np.array([digest.hexdigest()[:32] for digest in found])
+
     def keys(self) -> np.ndarray:
-        """What each trial is, as a hash of what is gone, new labels and seed, ``[m]``.
+        """What each trial is, as a hash of its change of the data with its seed, ``[m]``.
 
         Example:
             >>> keys = Trials.subsets(6, count=2, fraction=0.5, seeds=[0]).keys()
             >>> bool(Trials.subsets(6, count=1, fraction=0.5, seeds=[0]).keys()[0] == keys[0])
             True
         """
-        found = [hashlib.sha256(np.packbits(row).tobytes()) for row in self.gone]
-        for digest, seed in zip(found, self.seeds.tolist(), strict=True):
-            digest.update(f"{self.gone.shape[1]},{seed};".encode())
-        if self.relabels is not None:
-            new = self.relabels
-            for row in np.lexsort((new.position, new.trial)):
-                label = new.label[row]
-                found[new.trial[row]].update(f"{new.position[row]}={label.tolist()!r};".encode())
-        return np.array([digest.hexdigest()[:32] for digest in found])
+        pairs = zip(self.changes().tolist(), self.seeds.tolist(), strict=True)
+        return np.array([f"{change}:{seed}" for change, seed in pairs])
 
 
 _RELABEL = ("trial", "position", "label")

@@ -1,0 +1,119 @@
+"""Outcomes of retraining, kept in a directory as soon as each is there."""
+
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from upweight.errors import StoreError
+from upweight.store import claim, open_array, read_array, write_array
+
+__all__ = ["Journal"]
+
+ARRAYS: dict[str, Any] = {"measured": np.dtype(np.float64), "written": np.dtype(np.uint32)}
+
+
+def _mark(row: np.ndarray) -> int:
+    """A checksum of a row that is never 0, which stands for a row that is not there."""
+    return zlib.crc32(row.tobytes()) or 1
+
+
+@final
+class Journal:
+    """What trials found, by what each trial is.
+
+    The directory holds three files for every time that room was made for trials: ``keys-k.npy``
+    ``[m]`` names them, ``measured-k.npy`` ``[m, q + 1]`` holds what was found, with how far each
+    model moved in the last column, and ``written-k.npy`` ``[m]`` a checksum of every row that is
+    there, 0 elsewhere. Whatever ends the process, what was put stays; trials of any design that
+    are here are not run again.
+
+    Args:
+        directory: made if it is absent; None keeps outcomes in memory alone.
+        identity: hash of what outcomes rest on; a directory of another is refused.
+        queries: q.
+
+    Attributes:
+        known: rows ``[q + 1]`` by the keys of their trials.
+
+    Raises:
+        StoreError: the directory belongs to something else, or cannot be read or written.
+    """
+
+    def __init__(
+        self, directory: str | os.PathLike[str] | None, identity: str, queries: int
+    ) -> None:
+        self._width = queries + 1
+        self._place: Path | None = None
+        self._arrays: list[tuple[np.ndarray, np.ndarray]] = []
+        self._rooms: dict[str, tuple[int, int]] = {}
+        self.known: dict[str, np.ndarray] = {}
+        if directory is not None:
+            self._place = claim(directory, identity, kind="retraining")
+            while self._file("keys", len(self._arrays)).exists():
+                self._open(read_array(self._file("keys", len(self._arrays)), mapped=False))
+
+    def _file(self, kind: str, number: int) -> Path:
+        assert self._place is not None
+        return self._place / f"{kind}-{number}.npy"
+
+    def _open(self, keys: np.ndarray) -> None:
+        """Take up the next files: rows that are there, and room for those that are not."""
+        number = len(self._arrays)
+        shapes = ((len(keys), self._width), (len(keys),))
+        measured, written = (
+            open_array(self._file(kind, number), shape, dtype)
+            for (kind, dtype), shape in zip(ARRAYS.items(), shapes, strict=True)
+        )
+        self._arrays.append((measured, written))
+        for row, key in enumerate(keys.tolist()):
+            if written[row] and written[row] == _mark(measured[row]):
+                self.known[key] = np.array(measured[row])
+            else:
+                self._rooms[key] = (number, row)
+
+    def expect(self, keys: Sequence[str]) -> None:
+        """Make room for outcomes, where there is none yet.
+
+        Raises:
+            StoreError: there is no room.
+        """
+        new = [key for key in dict.fromkeys(keys) if key not in {**self._rooms, **self.known}]
+        if self._place is None or not new:
+            return
+        number = len(self._arrays)
+        for kind in ARRAYS:  # of a run that was killed before it named them
+            self._file(kind, number).unlink(missing_ok=True)
+        self._open(np.array(new))
+        for kind in ARRAYS:
+            _reserve(self._file(kind, number))
+        part = self._place / f".keys-{number}.{os.getpid()}.npy"
+        try:
+            write_array(part, np.array(new))
+            part.replace(self._file("keys", number))
+        except OSError as error:
+            raise StoreError(f"Cannot write {part}: {error.strerror}. Free some space.") from error
+
+    def put(self, key: str, measured: np.ndarray, moved: float) -> None:
+        """Keep an outcome ``[q]``, and how far its model moved."""
+        row = np.append(measured, moved)
+        self.known[key] = row
+        if self._place is not None:
+            number, place = self._rooms.pop(key)
+            rows, written = self._arrays[number]
+            rows[place] = row
+            written[place] = _mark(row)
+
+
+def _reserve(path: Path) -> None:
+    """Take the room of a file now: a later write to a full disk would end the process."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        raise StoreError(f"Cannot write {path}: {error.strerror}. Free some space.") from error

@@ -14,7 +14,7 @@ from upweight.budget import budget
 from upweight.data import Batch, Data
 from upweight.errors import NonFiniteError, NotConvergedError
 from upweight.gradients import Seen, TrainingGradients, dense_gradients, per_example
-from upweight.linalg import BlockRows, DenseGradients, Gradients, Inverse
+from upweight.linalg import DenseGradients, Gradients, Inverse, RowValues
 from upweight.meaning import removal_gradient_row, removal_score
 from upweight.objective import Measure, Objective, require_finite
 from upweight.risk import DEFAULT_BATCH, Risk, checked_targets
@@ -34,7 +34,7 @@ __all__ = [
     "self_influence",
 ]
 
-Rows = Tensor | BlockRows
+Rows = Tensor | RowValues
 
 
 @final
@@ -60,7 +60,7 @@ class Job:
     """What one pass over the training data scores.
 
     Attributes:
-        rows: preconditioned queries s_q = ∇m(q) H⁻¹, ``[q, p]`` or block by block.
+        rows: preconditioned queries s_q = ∇m(q) H⁻¹, ``[q, p]`` or in parts.
         sink: takes the blocks.
         rescale: factors on each example's gradient.
     """
@@ -185,11 +185,11 @@ def score(training: TrainingGradients, jobs: Sequence[Job], *, first: int = 0) -
 
 
 def _times(rows: Rows, row: Tensor) -> Tensor:
-    return rows.times(row) if isinstance(rows, BlockRows) else rows @ row
+    return rows @ row if isinstance(rows, Tensor) else rows.times(row)
 
 
 def _products(rows: Rows, gradients: Gradients) -> Tensor:
-    return rows.dot(gradients) if isinstance(rows, BlockRows) else gradients.dot(rows)
+    return gradients.dot(rows) if isinstance(rows, Tensor) else rows.dot(gradients)
 
 
 def self_influence(training: TrainingGradients, inverse: Inverse) -> np.ndarray:

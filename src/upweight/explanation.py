@@ -14,7 +14,7 @@ from upweight.answers import Sweep
 from upweight.data import Data
 from upweight.engine import Job, located, query_gradients, score
 from upweight.errors import InputError, NumericalError
-from upweight.linalg import BlockRows
+from upweight.linalg import RowValues
 from upweight.meaning import Meaning, meaning_of
 from upweight.methods import Baseline
 from upweight.objective import Measure
@@ -59,7 +59,7 @@ class Question:
         found, per = meaning_of(self.made.objective, self.measure), self.made.fitted.per
         return replace(found, unit=f"{found.unit} per {per}") if per else found
 
-    def precondition(self) -> tuple[Tensor | BlockRows, Provenance]:
+    def precondition(self) -> tuple[Tensor | RowValues, Provenance]:
         """Rows s_q, and how they came about."""
         made = self.made
         rows, residual, caveats = made.precondition(self.queries, self.measure, accept=self.accept)

@@ -16,10 +16,10 @@ from upweight.engine import located, query_gradients
 from upweight.errors import InputError
 from upweight.factors import load_factors, save_factors
 from upweight.fingerprints import fingerprint
-from upweight.gradients import TrainingGradients, per_example
+from upweight.gradients import Compression, TrainingGradients, per_example
 from upweight.guard import Guard
 from upweight.keepers import DirectoryKeeper
-from upweight.linalg import BlockRows, Inverse, Operator
+from upweight.linalg import Inverse, Operator, RowValues
 from upweight.methods import Baseline, Method, resolve_method
 from upweight.objective import Measure, Objective
 from upweight.risk import Risk
@@ -103,11 +103,24 @@ class Prepared:
     @cached_property
     def training(self) -> TrainingGradients:
         """Gradients of the training data."""
+        compression = self.compression
         if self._gradients is None:
-            return TrainingGradients(self.risk)
+            return TrainingGradients(self.risk, compression=compression)
         first, _ = self.risk.rows(0, min(2, len(self.data)))
-        like = per_example(self.objective, first)
-        return TrainingGradients(self.risk, DirectoryKeeper(self._gradients, self.source, like))
+        like, identity = per_example(self.objective, first), self.source
+        if compression is not None:
+            like = compression.compress(like)
+            identity = fingerprint((identity, self.fitted.curvature))
+        return TrainingGradients(
+            self.risk, DirectoryKeeper(self._gradients, identity, like), compression
+        )
+
+    @cached_property
+    def compression(self) -> Compression | None:
+        """What the method keeps of training gradients, if not all."""
+        if isinstance(self.method, Baseline) or self.method.compression is None:
+            return None
+        return self.method.compression(self.curvature)
 
     @property
     def fitted(self) -> Method:
@@ -184,7 +197,7 @@ class Prepared:
 
     def precondition(
         self, queries: Data, measure: Measure, *, accept: bool
-    ) -> tuple[Tensor | BlockRows, Tensor, tuple[str, ...]]:
+    ) -> tuple[Tensor | RowValues, Tensor, tuple[str, ...]]:
         """Rows s_q = ∇m(q) H⁻¹, their residuals ``[q]``, and caveats."""
         risk = self.risk  # what is wrong with the training data is said first
         gradients = query_gradients(self.objective, queries, measure)
@@ -201,7 +214,7 @@ class Prepared:
     ) -> tuple[Tensor, tuple[str, ...]]:
         """Rows s_q ``[q, p]`` as a tensor, and caveats."""
         rows, _, caveats = self.precondition(queries, measure, accept=accept)
-        return rows.dense() if isinstance(rows, BlockRows) else rows, caveats
+        return rows if isinstance(rows, Tensor) else rows.dense(), caveats
 
     def provenance(
         self, identity: str, residual: Tensor, caveats: tuple[str, ...], damping: float

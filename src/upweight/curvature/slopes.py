@@ -16,7 +16,7 @@ from upweight.errors import InputError
 from upweight.gradients import Observation
 from upweight.linalg import BlockGradients
 
-__all__ = ["Columns", "Draws", "Labels", "Slopes", "uniform"]
+__all__ = ["Columns", "Draws", "Labels", "Slopes", "random_bits", "uniform"]
 
 _MIX = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB86659FD93)
 
@@ -32,22 +32,32 @@ def _shifted(bits: Tensor, by: int) -> Tensor:
     return (bits >> by) & ((1 << (64 - by)) - 1)
 
 
+def random_bits(positions: Tensor, count: int, seed: int) -> Tensor:
+    """Words of 64 random bits ``[n, count]`` that depend on position, place and seed alone.
+
+    However rows are batched or padded, a row gets the same words (SplitMix64, Steele, Lea &
+    Flood, 2014, as a counter-based generator).
+
+    Example:
+        >>> words = random_bits(torch.tensor([3, 7]), 2, seed=0)
+        >>> torch.equal(words[1:], random_bits(torch.tensor([7]), 2, seed=0))
+        True
+    """
+    place = torch.arange(count, device=positions.device) * _wrapped(_MIX[0])
+    row = positions[:, None] * _wrapped(_MIX[3]) + _wrapped((seed + 1) * _MIX[1])
+    return _mixed(_mixed(row) + place)
+
+
 def uniform(positions: Tensor, shape: torch.Size, seed: int) -> Tensor:
     """Numbers between 0 and 1, ``[n, *shape]``, that depend on position, place and seed alone.
-
-    However rows are batched or padded, a row gets the same numbers (SplitMix64, Steele, Lea &
-    Flood, 2014, as a counter-based generator).
 
     Example:
         >>> rows = uniform(torch.tensor([3, 7]), torch.Size([2]), seed=0)
         >>> torch.equal(rows[1:], uniform(torch.tensor([7]), torch.Size([2]), seed=0))
         True
     """
-    count = shape.numel()
-    place = torch.arange(count, device=positions.device) * _wrapped(_MIX[0])
-    row = positions[:, None] * _wrapped(_MIX[3]) + _wrapped((seed + 1) * _MIX[1])
-    bits = _mixed(row) + place
-    return (_shifted(_mixed(bits), 11).double() / 2**53).view(len(positions), *shape)
+    bits = random_bits(positions, shape.numel(), seed)
+    return (_shifted(bits, 11).double() / 2**53).view(len(positions), *shape)
 
 
 def _mixed(bits: Tensor) -> Tensor:

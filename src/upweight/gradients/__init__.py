@@ -13,11 +13,18 @@ from upweight.gradients.last import last_layer
 from upweight.gradients.linear import LinearForm, linear_form, residual
 from upweight.gradients.provide import dense_gradients, per_example
 from upweight.gradients.stacked import stacked_gradient, stacked_measure
-from upweight.gradients.training import Seen, TrainingGradients, batch_rows, risk_layout
+from upweight.gradients.training import (
+    Compression,
+    Seen,
+    TrainingGradients,
+    batch_rows,
+    risk_layout,
+)
 from upweight.linalg import DenseGradients, FactoredGradients, Gradients
 
 __all__ = [
     "AutogradGradients",
+    "Compression",
     "DenseGradients",
     "FactoredGradients",
     "Gradients",

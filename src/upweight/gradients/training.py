@@ -1,5 +1,6 @@
 """Gradients of all training examples, a batch at a time."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar, final
@@ -14,10 +15,11 @@ from upweight.gradients.capture import Layout, layout_of
 from upweight.gradients.linear import linear_form
 from upweight.gradients.provide import per_example
 from upweight.keepers import Keeper, MemoryKeeper
+from upweight.linalg.blocks import BlockGradients
 from upweight.linalg.values import Gradients
 from upweight.risk import Risk
 
-__all__ = ["Seen", "TrainingGradients", "batch_rows", "risk_layout"]
+__all__ = ["Compression", "Seen", "TrainingGradients", "batch_rows", "risk_layout"]
 
 Result = TypeVar("Result")
 LARGE_BATCH = 4096
@@ -65,6 +67,18 @@ class Seen:
         return self.risk.rows(self.start, self.start + len(self.share))[0]
 
 
+class Compression(ABC):
+    """What is kept of training gradients in their place, and what is looked at instead of them."""
+
+    @abstractmethod
+    def compress(self, gradients: Gradients) -> BlockGradients:
+        """What is kept."""
+
+    @abstractmethod
+    def restore(self, kept: BlockGradients) -> Gradients:
+        """Gradients in the same parameters, of what was kept."""
+
+
 @final
 class TrainingGradients:
     """Gradients of the training examples in order, made once if they can be kept.
@@ -72,6 +86,7 @@ class TrainingGradients:
     Args:
         risk: objective and training data.
         keeper: where they stay; in memory by default, if they fit.
+        compression: what stays of them; all by default.
 
     Example:
         >>> from torch import nn
@@ -82,8 +97,10 @@ class TrainingGradients:
         torch.Size([3, 8])
     """
 
-    def __init__(self, risk: Risk, keeper: Keeper | None = None) -> None:
-        self.risk = risk
+    def __init__(
+        self, risk: Risk, keeper: Keeper | None = None, compression: Compression | None = None
+    ) -> None:
+        self.risk, self.compression = risk, compression
         self.keeper = MemoryKeeper(len(risk.data)) if keeper is None else keeper
 
     def each(
@@ -106,8 +123,16 @@ class TrainingGradients:
     def _seen(self, start: int, stop: int) -> Seen:
         kept = self.keeper.get(start, stop)
         if kept is not None:
-            return Seen(kept, self.risk.share(torch.arange(start, stop)), start, self.risk)
+            share = self.risk.share(torch.arange(start, stop))
+            return Seen(self._restored(kept), share, start, self.risk)
         batch, share = self.risk.rows(start, stop)
-        seen = Seen(per_example(self.risk.objective, batch), share, start, self.risk)
-        self.keeper.put(start, stop, seen.gradients)
-        return seen
+        found = per_example(self.risk.objective, batch)
+        kept = found if self.compression is None else self.compression.compress(found)
+        self.keeper.put(start, stop, kept)
+        return Seen(self._restored(kept), share, start, self.risk)
+
+    def _restored(self, kept: Gradients) -> Gradients:
+        if self.compression is None:
+            return kept
+        assert isinstance(kept, BlockGradients)
+        return self.compression.restore(kept)

@@ -12,7 +12,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from upweight.linalg.values import Gradients
+from upweight.linalg.values import Gradients, RowValues
 
 __all__ = ["Block", "BlockGradients", "BlockRows", "Outer", "form", "times"]
 
@@ -186,7 +186,7 @@ class Pair:
 
 
 @final
-class BlockRows:
+class BlockRows(RowValues):
     """Rows of parameter space, block by block: matrices, or sums of outer products.
 
     Args:

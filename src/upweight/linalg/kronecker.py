@@ -23,7 +23,7 @@ from upweight.linalg.operator import Operator, unshifted
 from upweight.linalg.separable import Separable, separate
 from upweight.linalg.solution import Solution, Status, Value, indefinite
 from upweight.linalg.solver import Inverse, Solver
-from upweight.linalg.values import Gradients
+from upweight.linalg.values import Gradients, RowValues
 
 __all__ = ["Eigenblock", "KroneckerEigen", "KroneckerInverse", "Spectra", "Spectral"]
 
@@ -242,7 +242,7 @@ class KroneckerInverse(Inverse):
                     total[piece] += part.turn(formed).square().flatten(1) @ inverse.flatten()
         return total
 
-    def precondition(self, gradients: Gradients) -> Solution[Tensor] | Solution[BlockRows]:
+    def precondition(self, gradients: Gradients) -> Solution[Tensor] | Solution[RowValues]:
         """Rows g (A + λ)⁻¹: outer products where a few of them are cheaper than matrices.
 
         The residual is the root-mean-square error of a query's scores over training gradients

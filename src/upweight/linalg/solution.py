@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from upweight.errors import IndefiniteError, NotConvergedError, UpweightError
-from upweight.linalg.blocks import BlockRows
+from upweight.linalg.values import RowValues
 
 __all__ = ["Solution", "Status", "Value", "indefinite", "relative_residual"]
 
 
-Value = TypeVar("Value", Tensor, BlockRows)
+Value = TypeVar("Value", Tensor, RowValues)
 
 
 class Status(StrEnum):
@@ -50,7 +50,7 @@ class Solution(Generic[Value]):
     """Rows X that solve X A = B, row by row.
 
     Attributes:
-        value: X, ``[m, p]``, as a tensor or block by block.
+        value: X, ``[m, p]``, as a tensor or in parts.
         residual: ‖b − A x‖ / ‖b‖ of each row, ``[m]``, measured and not estimated; NaN where it
             was not measured.
         status: why each row stopped.

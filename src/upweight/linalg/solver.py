@@ -6,11 +6,11 @@ from typing import final
 import torch
 from torch import Tensor
 
-from upweight.linalg.blocks import BlockRows, pieces
+from upweight.linalg.blocks import pieces
 from upweight.linalg.cost import Cost, Load
 from upweight.linalg.operator import Operator
 from upweight.linalg.solution import Solution
-from upweight.linalg.values import Gradients
+from upweight.linalg.values import Gradients, RowValues
 
 __all__ = ["Inverse", "Solver"]
 
@@ -57,7 +57,7 @@ class Inverse(Operator):
     def quadratic(self, rows: Tensor) -> Tensor:
         """B A⁻¹ b of every row, ``[m]``, as cheaply as the solver can."""
 
-    def precondition(self, gradients: Gradients) -> Solution[Tensor] | Solution[BlockRows]:
+    def precondition(self, gradients: Gradients) -> Solution[Tensor] | Solution[RowValues]:
         """Rows G A⁻¹ of gradients, in whatever form serves products with other gradients best."""
         return self.solve(gradients.dense())
 

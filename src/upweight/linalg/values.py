@@ -6,7 +6,14 @@ from typing import final
 import torch
 from torch import Tensor
 
-__all__ = ["DenseGradients", "FactoredGradients", "Gradients", "join_blocks", "split_rows"]
+__all__ = [
+    "DenseGradients",
+    "FactoredGradients",
+    "Gradients",
+    "RowValues",
+    "join_blocks",
+    "split_rows",
+]
 
 
 def split_rows(rows: Tensor, width: int, *, bias: bool) -> Tensor:
@@ -61,6 +68,26 @@ class Gradients(ABC):
     def finite(self) -> bool:
         """Whether no gradient is NaN or infinite; a finite one may be called infinite."""
         return bool(torch.isfinite(self.dense().sum()))
+
+
+class RowValues(ABC):
+    """Rows ``[m, p]`` of parameter space that meet gradients and need not exist."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """M."""
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """The rows ``[m, p]``."""
+
+    @abstractmethod
+    def dot(self, gradients: Gradients) -> Tensor:
+        """Products ``[m, n]`` with gradients."""
+
+    @abstractmethod
+    def times(self, row: Tensor) -> Tensor:
+        """Inner products ``[m]`` with one row ``[p]``."""
 
 
 @final

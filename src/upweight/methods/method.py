@@ -12,6 +12,7 @@ from upweight.curvature import Fit, curvature
 from upweight.data import Batch, Data
 from upweight.engine import Rescaling
 from upweight.errors import InputError
+from upweight.gradients import Compression
 from upweight.linalg import (
     Cost,
     Identity,
@@ -44,6 +45,8 @@ class Method:
         per: what the scores are divided by so, in words or as a formula.
         part: names of the parameters that are looked at, from the objective and an example; all of
             them by default.
+        compression: from the curvature, what is kept of training gradients in their place; all of
+            them by default.
         assumes: what must hold for its scores to be right, in one line.
         when: who should use it, in one line.
         cost: passes over the data and memory before the pass that scores, in one line.
@@ -61,6 +64,7 @@ class Method:
     rescale: Rescaling | None = None
     per: str = ""
     part: Callable[[Objective, Batch], Sequence[str]] | None = None
+    compression: Callable[[Operator], Compression | None] | None = None
     assumes: str = ""
     when: str = ""
     cost: str = ""

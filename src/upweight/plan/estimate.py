@@ -24,12 +24,12 @@ from upweight.gradients import (
 )
 from upweight.keepers import DirectoryKeeper
 from upweight.linalg import (
-    BlockRows,
     Cost,
     Inverse,
     Load,
     MeanOperator,
     Operator,
+    RowValues,
     Solution,
     Status,
 )
@@ -219,7 +219,7 @@ class _Estimate:
         disk = 4.0 * self.space.size * self.item
         return [self.stage("Kronecker factors", whole, held, disk)], operator
 
-    def preconditioning(self, inverse: Inverse) -> tuple[Stage, Tensor | BlockRows]:
+    def preconditioning(self, inverse: Inverse) -> tuple[Stage, Tensor | RowValues]:
         """Solving without products, timed as it is, and rows that it gave."""
         took, rows = elapsed(partial(self.preconditioned, inverse))
         wide = self.queries / len(rows)
@@ -227,7 +227,7 @@ class _Estimate:
         held = self.resident(tensors * max(1.0, wide) + 3.0 * self.space.size * self.item)
         return self.stage("preconditioning", took * wide, held), rows
 
-    def preconditioned(self, inverse: Inverse) -> Tensor | BlockRows:
+    def preconditioned(self, inverse: Inverse) -> Tensor | RowValues:
         """Training examples as if they were queries."""
         count = min(self.queries, PROBE_QUERIES, len(self.risk.data))
         batch, _ = self.risk.rows(0, count)
@@ -302,12 +302,12 @@ class _Estimate:
         held = self.resident(self.multiplying(method) + some.bytes)
         return [self.stage(f"factors of training gradients ({rows:,.0f} solves)", spent, held)]
 
-    def scored(self, part: Risk, rows: Tensor | BlockRows, rescale: Rescale | None = None) -> None:
+    def scored(self, part: Risk, rows: Tensor | RowValues, rescale: Rescale | None = None) -> None:
         """Score a part of the data as all of it will be."""
         sink = MatrixSink(len(rows), len(part.data), self.space.dtype)
         score(TrainingGradients(part), [Job(rows, sink, rescale)])
 
-    def scores(self, rows: Tensor | BlockRows, method: Method, inverse: Inverse) -> Stage:
+    def scores(self, rows: Tensor | RowValues, method: Method, inverse: Inverse) -> Stage:
         """The pass over the training data, from one batch of it."""
         part = _part(self.risk, batch_rows(self.risk))
         count, wide = len(part.data), self.queries / len(rows)

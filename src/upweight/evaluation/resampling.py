@@ -1,5 +1,6 @@
 """Bootstrap samples of trials and queries, and the intervals that follow from them."""
 
+import math
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import final
@@ -28,8 +29,8 @@ class Estimate:
         high: upper end.
 
     Example:
-        >>> print(Estimate(0.614, 0.553, 0.66))
-        0.61 [0.55, 0.66]
+        >>> print(Estimate(0.614, 0.553, 0.66), Estimate(0.99971, 0.9996, 0.9998))
+        0.61 [0.55, 0.66] 0.9997 [0.9996, 0.9998]
     """
 
     value: float
@@ -42,7 +43,10 @@ class Estimate:
         return self.high - self.low
 
     def __str__(self) -> str:
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        known = math.isfinite(self.width) and self.width > 0
+        # As many decimals as the interval leaves, and two at least.
+        d = min(max(-math.floor(math.log10(self.width)), 2), 9) if known else 2
+        return f"{self.value:.{d}f} [{self.low:.{d}f}, {self.high:.{d}f}]"
 
     def as_dict(self) -> dict[str, object]:
         """Plain values for JSON."""

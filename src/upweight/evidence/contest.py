@@ -22,8 +22,8 @@ from upweight.evidence.findings import Finding, Rating
 __all__ = ["Contest", "Question"]
 
 MOST_DRAWS, LEAST_DRAWS = 2000, 300
-# Ranks of samples that are made for one finding: a few seconds.
-MOST_RANKS = 2**27
+# Ranks of samples that are made for one finding: about a second.
+MOST_RANKS = 2**24
 
 
 @final

@@ -205,11 +205,11 @@ def gather(
     else:
         seed = way.seed if isinstance(way, (Training, Own)) else 0
         design, truth = by_retraining(contest, ask, spending, seed=seed)
-    return evidence(contest, design, truth, spending, absent=absent)
+    return evidence(contest, design, truth, spending=spending, absent=absent)
 
 
 def evidence(
-    contest: Contest, design: Design, truth: Truth, spending: Spending, *, absent: Iterable[str]
+    contest: Contest, design: Design, truth: Truth, *, spending: Spending, absent: Iterable[str]
 ) -> Evidence:
     """Judge all contenders by a truth.
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import upweight as uw
 from tests.cases import CASES, Case, labels, rows
-from upweight import reference
+from upweight import engine, reference
 from upweight.curvature import (
     EKFAC,
     KFAC,
@@ -774,3 +774,15 @@ def test_blocks_that_need_few_examples_are_fitted_as_if_alone(fit, monkeypatch):
     dense = found.apply(basis)
     same(dense[:conv, :conv], wanted[0][:conv, :conv], 1e-9)
     same(dense[conv:, conv:], wanted[1][conv:, conv:], 1e-9)
+
+
+@pytest.mark.parametrize("method", [EXACT, "ggn", "no_hessian"], ids=["ekfac", "ggn", "dot"])
+@some_cases
+def test_queries_in_pieces_score_as_all_at_once(name, method, monkeypatch):
+    """Many queries of a large model are preconditioned a few at a time."""
+    objective, data, queries = setting(name)
+    whole = explained(objective, data, queries, method)
+    monkeypatch.setattr(engine, "QUERY_BYTES", 1)
+    pieces = explained(objective, data, queries, method)
+    same(pieces.values, whole.values)
+    assert pieces.provenance.residual.shape == (4,)

@@ -13,8 +13,15 @@ from upweight.bars import track
 from upweight.budget import budget
 from upweight.data import Batch, Data
 from upweight.errors import NonFiniteError, NotConvergedError
-from upweight.gradients import Seen, TrainingGradients, dense_gradients, per_example
-from upweight.linalg import DenseGradients, Gradients, Inverse, RowValues
+from upweight.gradients import (
+    Seen,
+    TrainingGradients,
+    dense_gradients,
+    layout_of,
+    linear_form,
+    per_example,
+)
+from upweight.linalg import Gradients, Inverse, Pieces, RowValues
 from upweight.meaning import removal_gradient_row, removal_score
 from upweight.objective import Measure, Objective, require_finite
 from upweight.risk import DEFAULT_BATCH, Risk, checked_targets
@@ -35,6 +42,7 @@ __all__ = [
 ]
 
 Rows = Tensor | RowValues
+QUERY_BYTES = 32 * 2**20
 
 
 @final
@@ -85,20 +93,29 @@ def query_batches(objective: Objective, queries: Data, measure: Measure) -> Iter
 
 
 def query_gradients(objective: Objective, queries: Data, measure: Measure) -> Gradients:
-    """Gradients of the measure of every query, checked.
+    """Gradients of the measure of every query, made and checked when they are asked for.
 
     Raises:
-        LossError, NonFiniteError: the measure is not per example, or not finite.
+        LossError, NonFiniteError: then: the measure is not per example, or not finite.
     """
-    parts = []
-    for batch in query_batches(objective, queries, measure):
-        found = per_example(objective, batch, measure)
-        if not found.finite():
-            dense_gradients(objective, batch, measure)  # names the row and the parameter
-        parts.append(found)
-    if len(parts) == 1:
-        return parts[0]
-    return DenseGradients(torch.cat([part.dense() for part in parts]))
+
+    def made() -> Iterator[Gradients]:
+        for batch in query_batches(objective, queries, measure):
+            for piece in _pieces(objective, batch):
+                found = per_example(objective, piece, measure)
+                if not found.finite():
+                    dense_gradients(objective, piece, measure)  # names the row and the parameter
+                yield found
+
+    return Pieces(made, len(queries))
+
+
+def _pieces(objective: Objective, batch: Batch) -> Iterator[Batch]:
+    """A batch of queries in parts whose factors and graph stay small."""
+    if linear_form(objective, batch) is not None:
+        return iter((batch,))
+    size = max(1, QUERY_BYTES // max(layout_of(objective, batch).row_bytes, 1))
+    return (batch.part(slice(start, start + size)) for start in range(0, len(batch), size))
 
 
 def query_rows(objective: Objective, queries: Data, measure: Measure) -> Tensor:

@@ -221,7 +221,7 @@ def fitted_rows(risk: Risk, rows: Rows) -> int:
 
 def _room() -> int:
     """Bytes of gradients that are kept from the first pass to the second."""
-    return budget() // 4
+    return budget() // 16
 
 
 def fit_batch(risk: Risk, fitted: int) -> int:

@@ -24,7 +24,7 @@ __all__ = ["Compression", "Seen", "TrainingGradients", "batch_rows", "risk_layou
 Result = TypeVar("Result")
 LARGE_BATCH = 4096
 # Small batches stay in the cache; below FEW rows the products with queries are slow instead.
-BATCH_BYTES, FEW = 64 * 2**20, 64
+BATCH_BYTES, FEW = 64 * 2**20, 32
 
 
 def risk_layout(risk: Risk) -> Layout:

@@ -15,7 +15,7 @@ from upweight.linalg.kronecker import (
 from upweight.linalg.operator import Dense, Identity, MeanOperator, Operator, Shifted, unshifted
 from upweight.linalg.solution import Solution, Status
 from upweight.linalg.solver import Inverse, Solver
-from upweight.linalg.values import DenseGradients, FactoredGradients, Gradients, RowValues
+from upweight.linalg.values import DenseGradients, FactoredGradients, Gradients, Pieces, RowValues
 from upweight.linalg.woodbury import Woodbury
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "MeanOperator",
     "Operator",
     "Outer",
+    "Pieces",
     "RowValues",
     "Shifted",
     "Solution",

@@ -210,6 +210,23 @@ class BlockRows(RowValues):
             block.write(rows, part)
         return rows
 
+    @classmethod
+    def joined(cls, rows: list["BlockRows"]) -> "BlockRows":
+        """Rows of the same blocks, one after the other.
+
+        The list is emptied on the way, so that no block is there twice but the one at hand.
+        """
+        if len(rows) == 1:
+            return rows[0]
+        blocks, size, waiting = rows[0].blocks, rows[0].size, [list(each.parts) for each in rows]
+        rows.clear()
+        parts: list[Tensor | Pair] = []
+        for _ in blocks:
+            found = [part.pop(0) for part in waiting]
+            dense = [part.dense() if isinstance(part, Pair) else part for part in found]
+            parts.append(torch.cat(dense))
+        return cls(blocks, parts, size)
+
     def dot(self, gradients: Gradients) -> Tensor:
         """Products ``[q, n]`` with gradients, in their factors where they have the same blocks."""
         if isinstance(gradients, BlockGradients):

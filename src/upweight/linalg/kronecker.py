@@ -248,8 +248,24 @@ class KroneckerInverse(Inverse):
         The residual is the root-mean-square error of a query's scores over training gradients
         whose second moments are A, relative to those scores.
         """
+        rows: list[Tensor | BlockRows] = []
+        residuals = []
+        for piece in gradients.pieces():
+            found, residual = self._preconditioned(piece)
+            rows.append(found)
+            residuals.append(residual)
+        residual, factored = torch.cat(residuals), [r for r in rows if isinstance(r, BlockRows)]
+        if len(factored) == len(rows):
+            rows.clear()
+            return _solved(BlockRows.joined(factored), residual)
+        dense = [each.dense() if isinstance(each, BlockRows) else each for each in rows]
+        return _solved(torch.cat(dense), residual)
+
+    def _preconditioned(self, gradients: Gradients) -> tuple[Tensor | BlockRows, Tensor]:
+        """The rows of gradients that are there at once, and their residuals ``[q]``."""
         if not isinstance(gradients, BlockGradients):
-            return self.solve(gradients.dense())
+            solved = self.solve(gradients.dense())
+            return solved.value, solved.residual
         squares = [_squares(part, terms) for (_, part), terms in self._with(gradients)]
         sizes = [
             _size(inverse, part, square) if square else None
@@ -271,7 +287,7 @@ class KroneckerInverse(Inverse):
                 if square is None:
                     whole += (turned.square() * part.values.clamp_min(0)).flatten(1).sum(1)
         rows = BlockRows(gradients.blocks, parts, self.size)
-        return _solved(rows, (missing / torch.where(whole > 0, whole, 1.0)).sqrt())
+        return rows, (missing / torch.where(whole > 0, whole, 1.0)).sqrt()
 
     def _expansions(self, squares: Sequence[Squares | None], whole: Tensor) -> dict[int, Separable]:
         """Expansions of 1/(Λ + λ) whose errors together stay within the tolerance.

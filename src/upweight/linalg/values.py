@@ -1,6 +1,7 @@
 """Per-example gradients of one batch, as values that are contracted before they are formed."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from typing import final
 
 import torch
@@ -10,6 +11,7 @@ __all__ = [
     "DenseGradients",
     "FactoredGradients",
     "Gradients",
+    "Pieces",
     "RowValues",
     "join_blocks",
     "split_rows",
@@ -61,6 +63,10 @@ class Gradients(ABC):
     def part(self, rows: slice) -> "Gradients":
         """Some of the examples."""
 
+    def pieces(self) -> Iterator["Gradients"]:
+        """The examples one part after the other, none of which needs much memory."""
+        yield self
+
     def squared_norms(self) -> Tensor:
         """‖g_i‖² of every gradient, ``[n]``."""
         return self.dense().square().sum(1)
@@ -68,6 +74,48 @@ class Gradients(ABC):
     def finite(self) -> bool:
         """Whether no gradient is NaN or infinite; a finite one may be called infinite."""
         return bool(torch.isfinite(self.dense().sum()))
+
+
+@final
+class Pieces(Gradients):
+    """Gradients that are made a few examples at a time, each time they are asked for.
+
+    Args:
+        make: all of them in order, in parts.
+        count: n.
+
+    Example:
+        >>> twice = Pieces(lambda: iter((DenseGradients(torch.eye(2)),) * 2), 4)
+        >>> twice.combine(torch.ones(1, 4))
+        tensor([[2., 2.]])
+    """
+
+    def __init__(self, make: Callable[[], Iterator[Gradients]], count: int) -> None:
+        self.make, self.count = make, count
+
+    def pieces(self) -> Iterator[Gradients]:
+        """Every part, and only one at a time."""
+        return self.make()
+
+    def dot(self, rows: Tensor) -> Tensor:
+        """Rows times Gᵀ."""
+        return torch.cat([piece.dot(rows) for piece in self.make()], 1)
+
+    def combine(self, weights: Tensor) -> Tensor:
+        """Weights times G."""
+        start, total = 0, torch.zeros(())
+        for piece in self.make():
+            total = total + piece.combine(weights[:, start : start + piece.count])
+            start += piece.count
+        return total
+
+    def dense(self) -> Tensor:
+        """G."""
+        return torch.cat([piece.dense() for piece in self.make()])
+
+    def part(self, rows: slice) -> Gradients:
+        """Some of the examples."""
+        return DenseGradients(self.dense()[rows])
 
 
 class RowValues(ABC):

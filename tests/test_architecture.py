@@ -32,7 +32,7 @@ LAYERS = [
     {"engine", "scores", "audits", "damping", "factors"},
     {"evaluation", "exports", "trainers"},
     {"retraining"},
-    {"weighing", "neighbours"},
+    {"weighing", "neighbours", "newton"},
     {"bm25"},
     {"methods"},
     {"answers"},

@@ -10,6 +10,8 @@ from tests.cases import CASES, LINEAR_CASES, as_reference
 from tests.test_influence import fitted, front, measures, ridge_problem
 from upweight import errors, reference
 from upweight.data import Data
+from upweight.groups import refitted
+from upweight.newton import Factorised
 
 GROUPS = {"three": [0, 2, 5], "one": [3], "overlapping": [2, 3, 6]}
 both_removals = pytest.mark.parametrize("removal", ["mean", "sum"])
@@ -80,6 +82,40 @@ def test_second_order_is_nearer_to_really_removing(name, removal):
     ]
     assert error[1] < 0.1
     assert error[1] < 0.3 * error[0]
+
+
+@both_removals
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_step_from_the_whole_factorisation_is_that_of_a_new_one(case, removal):
+    risk, damping = case.risk(removal=removal), 90.0
+    whole = front(risk, damping=damping)
+    fast = Factorised(whole.method.fit, whole.inverse, damping)
+    slow = refitted(lambda rest, grown: front(rest, damping=damping * grown).inverse)
+    for ids in ([0], [2, 5, 6], [0, 1, 2, 3, 5]):
+        gone = torch.tensor(ids)
+        pull = torch.linspace(-1, 1, risk.objective.space.size).double()
+        found, wanted = (step(risk, gone, pull) for step in (fast.step, slow))
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+
+
+def test_a_group_without_which_no_minimum_is_near_is_refused():
+    """One example bends up what the others bend down: −2 + 3 over the two."""
+    data = uw.Data.of((torch.tensor([[-4.0], [6.0]]).double(), torch.zeros(2)))
+
+    def loss(outputs, targets):
+        return outputs[:, 0] / 2
+
+    class Bowl(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.at = nn.Parameter(torch.ones(1).double())
+
+        def forward(self, x):
+            return x * self.at**2
+
+    inf = uw.Influence(Bowl(), data, loss=loss)
+    with pytest.raises(errors.IndefiniteError, match="bends down"):
+        inf.group_effects([[1]], on=data)
 
 
 def test_conjugate_gradients_and_another_measure_say_the_same():

@@ -32,13 +32,16 @@ from upweight.errors import DataError
 from upweight.gradients import per_example, stacked_measure
 from upweight.linalg import Inverse
 from upweight.meaning import meaning_of, removal_gradient_row
+from upweight.newton import kept_share
 from upweight.objective import Measure
 from upweight.risk import Risk
 
-__all__ = ["Groups", "effects"]
+__all__ = ["Groups", "effects", "refitted"]
 
 BATCH_ROWS = 4096
 Newton = Callable[[Risk, float], Inverse]
+# (risk, positions of a group, what it pulls with [p]) -> where the minimum moves without it, [p].
+Step = Callable[[Risk, Tensor, Tensor], Tensor]
 
 
 @final
@@ -99,21 +102,26 @@ def _slope(risk: Risk, gone: Tensor) -> Tensor:
     return total
 
 
-def _newton_step(risk: Risk, gone: Tensor, slope: Tensor, newton: Newton) -> Tensor:
-    """Δθ of a group, ``[p]``, from the curvature of the examples that remain.
+def refitted(newton: Newton) -> Step:
+    """Steps from a curvature that is fitted anew to the examples that remain.
 
     The curvature is that of their own mean, 1/(1 − s) of what is left of H: L2 (and damping) that
     keeps its size against the sum of the losses grows by the same factor, and so does the slope.
+
+    Args:
+        newton: (risk of the rest, factor on the damping) -> its inverse curvature.
     """
-    kept = torch.ones(len(risk.data), dtype=torch.bool, device="cpu")
-    kept[gone] = False
-    share = float(risk.weights[kept].sum() / risk.total)
-    if not share > 0:
-        raise DataError("A group holds all of the weight, so nothing is left to train on.")
-    growth = 1.0 if risk.objective.removal == "mean" else 1 / share
-    data = risk.data.take(kept.nonzero()[:, 0])
-    rest = Risk(risk.objective.with_l2(risk.objective.l2 * growth), data)
-    return newton(rest, growth).apply(slope[None] / share)[0]
+
+    def step(risk: Risk, gone: Tensor, slope: Tensor) -> Tensor:
+        kept = torch.ones(len(risk.data), dtype=torch.bool, device="cpu")
+        kept[gone] = False
+        share = kept_share(risk, gone)
+        growth = 1.0 if risk.objective.removal == "mean" else 1 / share
+        data = risk.data.take(kept.nonzero()[:, 0])
+        rest = Risk(risk.objective.with_l2(risk.objective.l2 * growth), data)
+        return newton(rest, growth).apply(slope[None] / share)[0]
+
+    return step
 
 
 def effects(
@@ -123,7 +131,7 @@ def effects(
     *,
     measure: Measure,
     inverse: Inverse,
-    newton: Newton,
+    step: Step,
 ) -> GroupEffects:
     """Predicted change of each query's measure if each of the groups is removed.
 
@@ -133,7 +141,7 @@ def effects(
         queries: whose measures are asked.
         measure: what is asked of them.
         inverse: (H + λ)⁻¹ over all training data.
-        newton: (risk of the rest, factor on the damping) -> its inverse curvature.
+        step: the Newton step without a group.
 
     Raises:
         NotConvergedError, IndefiniteError: a solve failed.
@@ -142,10 +150,7 @@ def effects(
     slopes = torch.stack([_slope(risk, gone) for gone in groups.positions])
     first = query_products(objective, queries, measure, inverse.apply(slopes))
     pairs = zip(groups.positions, slopes, strict=True)
-    steps = [
-        _newton_step(risk, gone, slope, newton)
-        for gone, slope in track(pairs, "groups", len(slopes))
-    ]
+    steps = [step(risk, gone, slope) for gone, slope in track(pairs, "groups", len(slopes))]
     rows = torch.cat([here[None], here + torch.stack(steps)])
     batches = query_batches(objective, queries, measure)
     found = torch.cat([stacked_measure(objective, b, rows, measure) for b in batches], dim=1)

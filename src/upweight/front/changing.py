@@ -9,12 +9,25 @@ from upweight.answers import GroupEffects, L2Derivative, ParameterChange, Pertur
 from upweight.data import Data
 from upweight.engine import located
 from upweight.front.asked import Asked
-from upweight.groups import Groups, effects
+from upweight.groups import Groups, effects, refitted
 from upweight.l2 import derivative
+from upweight.linalg import CholeskyInverse, MeanOperator
+from upweight.methods import Method
+from upweight.newton import Factorised
 from upweight.objective import Measure
-from upweight.prepared import answering
+from upweight.prepared import Prepared, answering
 
 __all__ = ["Changing"]
+
+
+def factorised(made: Prepared) -> Factorised | None:
+    """The factorised curvature, where a group's part can be taken out of it; None elsewhere."""
+    if not isinstance(made.method, Method) or not made.method.fits:
+        return None
+    inverse = made.inverse
+    if not isinstance(inverse, CholeskyInverse) or not isinstance(made.curvature, MeanOperator):
+        return None
+    return Factorised(made.method.fit, inverse, made.shift)
 
 
 class Changing(Asked, ABC):
@@ -92,14 +105,17 @@ class Changing(Asked, ABC):
         self._made.refuse_ablation()
         method, data = self._made.fitted.require_fit(), Data.of(on)
         with located(self.risk):
+            cheap = factorised(self._made)
             return effects(
                 self.risk,
                 Groups.of(self.data, groups),
                 data,
                 measure=self.objective.measure if measure is None else measure,
                 inverse=self._made.inverse,
-                newton=lambda rest, growth: method.invert(
-                    method.fit(rest), self._made.shift * growth
+                step=cheap.step
+                if cheap is not None
+                else refitted(
+                    lambda rest, growth: method.invert(method.fit(rest), self._made.shift * growth)
                 ),
             )
 

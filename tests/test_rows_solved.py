@@ -666,9 +666,13 @@ def test_rows_answer_in_single_precision(row):
     "solver", [Lanczos(), Nystrom(), DataInf(), METHODS["astra"].solver], ids=lambda s: repr(s)[:7]
 )
 def test_costs_grow_with_what_is_asked(solver):
-    little, much = solver.cost(Load(100, 2, 50)), solver.cost(Load(1000, 20, 50))
+    loads = Load(100, 2, 50), Load(1000, 20, 50)
+    little, much = (solver.cost(load) for load in loads)
     assert 0 < little.bytes < much.bytes
-    assert 0 < little.products + little.single <= much.products + much.single
+    rows = [
+        c.products * load.rows + c.single for c, load in zip((little, much), loads, strict=True)
+    ]
+    assert 0 < rows[0] <= rows[1]
 
 
 # Conjugate gradients that are asked for more than there is
@@ -708,3 +712,21 @@ def test_cg_far_beyond_convergence_stays_converged(dtype, kind, preconditioned, 
     eps = torch.finfo(dtype).eps
     missing = (rows - solution.value.double() @ matrix).norm(dim=1)
     assert (missing <= 500 * eps * rows.norm(dim=1)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("preconditioned", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_cg_meets_what_rounding_allows_on_a_singular_system(dtype, preconditioned, seed):
+    part = draw(12, 5, seed=seed)
+    matrix = part @ part.T
+    rows = draw(3, 12, seed=seed + 9) @ matrix
+    turn = Dense(spd(12, 3.0, seed=4).to(dtype))
+    maker = (lambda *_: turn) if preconditioned else None
+    rtol = 200 * torch.finfo(dtype).eps
+    solver = CG(rtol=rtol, max_steps=20_000, preconditioner=maker)
+    solution = solver.init(Dense(matrix.to(dtype))).solve(rows.to(dtype))
+    assert solution.steps < 20
+    assert set(solution.status) == {Status.CONVERGED}
+    missing = (rows - solution.value.double() @ matrix).norm(dim=1)
+    assert (missing <= 3 * rtol * rows.norm(dim=1)).all()

@@ -100,6 +100,8 @@ COUNTED = {
     "ekfac": "ekfac",
     "ekfac by cg": uw.Method("m", "", "ekfac", TEN),
     "relatif": "relatif",
+    "arnoldi": "arnoldi",
+    "nystrom": "nystrom",
     "no_hessian": "no_hessian",
     "cosine": "cosine",
     "loss": "loss",

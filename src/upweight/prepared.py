@@ -92,6 +92,11 @@ class Prepared:
             raise InputError("Say what is to be kept before the first question is asked.")
         self._factors, self._gradients = factors, gradients
 
+    @property
+    def keeps_gradients(self) -> bool:
+        """Whether training gradients are to stay on disk."""
+        return self._gradients is not None
+
     def kept_inside(self, name: str) -> tuple[Path | None, Path | None]:
         """Directories inside those for factors and gradients, where there are any."""
         factors, gradients = (

@@ -16,13 +16,13 @@ from upweight.data import Data
 from upweight.engine import Job, Rescale, score
 from upweight.errors import IndefiniteError
 from upweight.gradients import (
+    Compression,
     TrainingGradients,
     batch_rows,
     linear_form,
     per_example,
     risk_layout,
 )
-from upweight.keepers import DirectoryKeeper
 from upweight.linalg import (
     Cost,
     Inverse,
@@ -43,7 +43,8 @@ from upweight.sinks import MatrixSink
 __all__ = ["make_plan"]
 
 PROBE_ROWS = 2 * DEFAULT_BATCH
-PROBE_WIDTH, PROBE_QUERIES = 16, 128
+PROBE_WIDTH, PROBE_QUERIES, FEW = 16, 128, 8
+BLOCK = 64  # rows that are multiplied together
 # Allocators and libraries hold more than the tensors: measured on the tasks of benchmarks/.
 RESIDENT, LIBRARIES = 1.5, 16 * 2**20
 # oneDNN keeps workspaces of convolutions that no tensor shows.
@@ -135,6 +136,7 @@ class _Estimate:
         self.floor = _floor(self.risk)
         self.matrix = float(self.queries * len(self.risk.data) * self.item)
         self.whole, self.notes = True, list[str]()
+        self.compression: Compression | None = None
 
     def resident(self, tensors: float) -> float:
         """What a process holds when its tensors take so many bytes."""
@@ -155,6 +157,7 @@ class _Estimate:
             return [self.similarities(method)]
         fitting, operator = self.fitting(method)
         solver = method.solver
+        self.compression = method.compression and method.compression(operator)
         if solver is None:
             inverse = method.invert(operator, self.made.shift)
             return [self.scores(self.directions(), method, inverse)]
@@ -217,7 +220,7 @@ class _Estimate:
         rest = 1 - more / fitted  # what the trial kept is counted already
         held = self.resident(max(tensors) + fit.kept(risk) * rest)
         disk = 4.0 * self.space.size * self.item
-        return [self.stage("Kronecker factors", whole, held, disk)], operator
+        return [self.stage("fitting the curvature", whole, held, disk)], operator
 
     def preconditioning(self, inverse: Inverse) -> tuple[Stage, Tensor | RowValues]:
         """Solving without products, timed as it is, and rows that it gave."""
@@ -242,8 +245,7 @@ class _Estimate:
 
     def solving(self, method: Method, operator: Operator, cost: Cost) -> list[Stage]:
         """Making the inverse and solving with it, by products or by a matrix of the curvature."""
-        one = self.product(operator, self.queries)
-        spent = cost.products * one + cost.passes * self.floor
+        spent = cost.products * self.product(operator, self.queries) + cost.passes * self.floor
         if cost.single:
             spent += cost.single * self.product(operator, 1)
         if not cost.matrix:
@@ -256,24 +258,30 @@ class _Estimate:
         spent += cost.operations / _rate(torch.float64)
         held = p * p * (8.0 + (self.item if low else 0)) + LIBRARIES
         return [
-            self.stage("dense curvature", self.dense(method, one), held),
+            self.stage("dense curvature", self.dense(method, operator), held),
             self.stage("factorisation and solve", spent, cost.bytes + LIBRARIES),
         ]
 
     def product(self, operator: Operator, rows: float) -> float:
-        """Seconds of a product of so many rows with the curvature, from that of a part."""
-        width = max(1, min(int(rows), PROBE_WIDTH))
+        """Seconds of products of so many rows with the curvature, a block of them at a time.
+
+        What a pass takes for itself and for each row shows in products of one row and of some, over
+        a part of the data where the curvature is a mean over them.
+        """
+        width = max(1, min(math.ceil(rows), PROBE_WIDTH))
         block = torch.randn(width, operator.size, dtype=operator.dtype, device=operator.device)
+        one, some = (seconds(partial(operator.apply, block[:m])) for m in (1, width))
+        each = max(some - one, 0.0) / max(width - 1, 1)
         summed = isinstance(operator, MeanOperator)
         scale = len(self.risk.data) / len(self.part.data) if summed else 1.0
-        return seconds(lambda: operator.apply(block)) * scale * rows / width
+        return scale * (math.ceil(rows / BLOCK) * max(one - each, 0.0) + rows * each)
 
-    def dense(self, method: Method, product: float) -> float:
+    def dense(self, method: Method, operator: Operator) -> float:
         """Seconds of a curvature's matrix: in closed form, or by its product with the identity."""
         p, risk = self.space.size, self.risk
         form = linear_form(risk.objective, risk.at(torch.tensor([0], device="cpu"))[0])
         if form is None or method.curvature not in ("hessian", "ggn"):
-            return product * p / self.queries
+            return self.product(operator, p)
         width, outputs = p / form.layer.out_features, form.layer.out_features
         pairs = outputs * (outputs + 1) / 2
         return float(len(risk.data) * pairs * width**2 * 0.625 / _rate(self.space.dtype))
@@ -305,7 +313,11 @@ class _Estimate:
     def scored(self, part: Risk, rows: Tensor | RowValues, rescale: Rescale | None = None) -> None:
         """Score a part of the data as all of it will be."""
         sink = MatrixSink(len(rows), len(part.data), self.space.dtype)
-        score(TrainingGradients(part), [Job(rows, sink, rescale)])
+        score(self.training(part), [Job(rows, sink, rescale)])
+
+    def training(self, part: Risk) -> TrainingGradients:
+        """Gradients of a part of the data, as those of all of it will be looked at."""
+        return TrainingGradients(part, compression=self.compression)
 
     def scores(self, rows: Tensor | RowValues, method: Method, inverse: Inverse) -> Stage:
         """The pass over the training data, from one batch of it."""
@@ -313,20 +325,29 @@ class _Estimate:
         count, wide = len(part.data), self.queries / len(rows)
         plain = partial(self.scored, part, rows)
         tensors = peak_bytes(plain)[0] * max(wide, 1.0)
-        looking = seconds(lambda: [per_example(part.objective, b) for b, _ in part.batches(count)])
+        looking = seconds(lambda: list(self.training(part).each(lambda seen: None, "looking")))
         whole = max(seconds(plain), looking)
         spent = looking + (whole - looking) * wide
         if method.rescale is not None:
             weighed = partial(plain, method.rescale(inverse, part))
             tensors = max(tensors, peak_bytes(weighed)[0])
             spent += max(seconds(weighed) - whole, 0.0)
-        row = risk_layout(part).row_bytes / 2
+        row = self.row_bytes(part)
         whole_set, rest = row * len(self.risk.data), row * (len(self.risk.data) - count)
         stays = rest if whole_set <= budget() // 4 else 0.0
         held = self.resident(tensors + stays) + self.matrix
-        on_disk = isinstance(self.made.training.keeper, DirectoryKeeper)
-        stored = self.matrix + (whole_set if on_disk else 0.0)
+        stored = self.matrix + (whole_set if self.made.keeps_gradients else 0.0)
         return self.stage("scores", spent * len(self.risk.data) / count, held, stored)
+
+    def row_bytes(self, part: Risk) -> float:
+        """Bytes that are kept of an example's gradient."""
+        if self.compression is None:
+            if self.made.keeps_gradients:
+                _ = self.made.training  # refuses what cannot be kept
+            return risk_layout(part).row_bytes / 2
+        few, _ = part.rows(0, min(FEW, len(part.data)))
+        kept = self.compression.compress(per_example(part.objective, few))
+        return kept.bytes() / len(few)
 
     def similarities(self, baseline: Baseline) -> Stage:
         """What a baseline says of one and of two batches tells what all of the data cost."""

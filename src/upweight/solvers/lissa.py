@@ -89,7 +89,11 @@ class LiSSA(Solver):
     def cost(self, load: Load) -> Cost:
         """As many examples' products as are drawn, and one with all of them for the residual."""
         drawn = self.depth * self.repeats * self.batch_size / load.examples
-        return Cost(products=drawn + 1, bytes=CARRIED * self.repeats * load.bytes)
+        return Cost(
+            products=drawn + 1,
+            bytes=CARRIED * self.repeats * load.bytes,
+            without="" if self.preconditioner is None else "its preconditioner",
+        )
 
     def init(self, operator: Operator) -> "LiSSAInverse":
         """Find the scale; with a preconditioner, when there are rows to solve."""

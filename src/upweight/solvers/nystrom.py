@@ -86,9 +86,10 @@ class Nystrom(Solver):
         return NystromInverse(self.prepared(base), shift, against)
 
     def cost(self, load: Load) -> Cost:
-        """A product of each test row, and one of all rows for their residuals."""
+        """A product of the test rows together, and one of all rows for their residuals."""
         k, p = min(self.rank, load.size), float(load.size)
-        return Cost(products=1, single=k + PROBES, operations=3 * k**2 * p, bytes=24 * k * p)
+        products = 1 + (k + PROBES) / max(load.rows, 1)
+        return Cost(products=products, operations=3 * k**2 * p, bytes=24 * k * p)
 
 
 def _roots(tests: Tensor, product: Tensor) -> Tensor:

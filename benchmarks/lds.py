@@ -32,7 +32,7 @@ from upweight.evaluation import (
     rank_correlations,
 )
 
-__all__ = ["TASKS", "Judge", "missing", "rows", "update"]
+__all__ = ["TASKS", "Judge", "final", "missing", "rows", "update"]
 
 TASKS = ("mlp", "cnn", "transformer", "resnet9")
 SOLVED = "upweight ggn cg tight"
@@ -154,13 +154,14 @@ def _judge(task: str, stored: dict[str, Any]) -> None:
             record.pop(key, None)
         if scores is None:
             continue
-        final, last = judge.scored(scores)
-        record |= {"lds": _plain(last.estimate), "lds_final": _plain(final.estimate)}
+        at_end, last = judge.scored(scores)
+        record |= {"lds": _plain(last.estimate), "lds_final": _plain(at_end.estimate)}
         sampled[name] = last.sampled
-        if solved is not None and name != SOLVED:
+        if solved is not None and name != SOLVED and final(task, name):
             record |= report.agreement(scores, solved)
     stored["retraining"] = about
-    stored["best"] = _best(sampled)
+    alone = {name: one for name, one in sampled.items() if final(task, name)}
+    stored["best"] = {"any weights": _best(sampled), "final weights": _best(alone)}
 
 
 def _best(sampled: dict[str, Sampled]) -> dict[str, Any]:
@@ -172,6 +173,12 @@ def _best(sampled: dict[str, Sampled]) -> dict[str, Any]:
     mine, theirs = (max(part, key=lambda name: part[name].value) for part in (ours, peers))
     lead = ours[mine].minus(peers[theirs]).estimate()
     return {"ours": mine, "peer": theirs, "lead": _plain(lead)}
+
+
+def final(task: str, name: str) -> bool:
+    """Whether a row looks at the weights that are explained, and at no others."""
+    row = find(task, name)
+    return row.epoch is None and not row.settings.keys() & {"epochs", "models"}
 
 
 def missing(task: str) -> list[Contender]:

@@ -20,6 +20,9 @@ change of a query's loss, the mean over the seeds and over the steps of the last
 sizes do not fall. The ceiling is what a perfect prediction of the mean over all seeds would have:
 the rest is the luck of first weights and order.
 
+Rows without "epoch" or "x 5" look at the final weights alone, those that are explained. "epoch 2"
+looks at a checkpoint of the same run instead, "x 5" at the runs of five seeds.
+
 pearson, spearman, error: of all queries' scores against the Gauss-Newton system solved by conjugate
 gradients to a residual of 0.001, where a task has one, with the λ of the task's score. CPU seconds
 and memory as in the tables of costs; measured on a shared machine, they are provisional.
@@ -51,19 +54,23 @@ def _task(results: Mapping[str, Any]) -> str:
         f"{done['final']['ceiling']:.2f}; two single seeds agree to "
         f"{done['last_epoch']['seed_to_seed']:.2f} and {done['final']['seed_to_seed']:.2f}."
     )
-    lines = [f"## {results['task']}: {results['title']}", "", trained, *_lead(results), ""]
+    lines = [f"## {results['task']}: {results['title']}", "", trained, *_leads(results), ""]
     return "\n".join([*lines, *HEADER, *rows, ""])
 
 
-def _lead(results: Mapping[str, Any]) -> list[str]:
-    best = results.get("best")
-    if not best:
-        return []
-    value, low, high = best["lead"]
-    return [
-        f"Best of ours: {best['ours']}; best peer: {best['peer']}; difference {value:+.3f} "
-        f"[{low:+.3f}, {high:+.3f}] on the same bootstrap samples."
-    ]
+def _leads(results: Mapping[str, Any]) -> list[str]:
+    """The best row of this library beside the best of all others."""
+    lines = []
+    for weights, best in results.get("best", {}).items():
+        if best:
+            value, low, high = best["lead"]
+            lines += [
+                "",
+                f"From {weights}: best of ours is {best['ours']}, best of the peers "
+                f"{best['peer']}; difference {value:+.3f} [{low:+.3f}, {high:+.3f}] on the same "
+                "bootstrap samples.",
+            ]
+    return lines
 
 
 def _row(name: str, record: Mapping[str, Any], floor: float | None) -> str:

@@ -84,6 +84,7 @@ def measure(contender: Contender, problem: Any) -> tuple[dict[str, Any], np.ndar
     """Cost of one run, and its scores."""
     module = importlib.import_module(f"benchmarks.contenders.{contender.module}")
     asked = problem if contender.queries is None else problem.first(contender.queries)
+    asked = asked if contender.epoch is None else asked.at(contender.epoch)
     asked = asked.to(getattr(torch, contender.dtype))
     # A contender that measures a part of what it does takes the clock.
     takes = "clock" in inspect.signature(module.run).parameters

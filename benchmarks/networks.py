@@ -74,6 +74,11 @@ class Problem:
         asked = (self.query_inputs[:queries], self.query_labels[:queries])
         return replace(self, query_inputs=asked[0], query_labels=asked[1])
 
+    def at(self, epoch: int) -> "Problem":
+        """The same with the weights of a checkpoint of the run."""
+        assert self.again is not None, "only a problem from scratch has checkpoints"
+        return replace(self, weights=self.again(0, epoch))
+
     def only(self, rows: Tensor) -> "Problem":
         """The same with some of the training examples only."""
         return replace(self, inputs=self.inputs[rows], labels=self.labels[rows])

@@ -173,7 +173,8 @@ def test_records_say_what_spearman_says(judged, tmp_path):
         wanted = np.mean([spearmanr(*pair).statistic for pair in pairs])
         assert peer[key][0] == pytest.approx(wanted, abs=1e-4)
         assert peer[key][1] <= peer[key][0] <= peer[key][2]
-    best = stored["best"]
+    assert stored["best"]["any weights"] == stored["best"]["final weights"]
+    best = stored["best"]["final weights"]
     assert (best["ours"], best["peer"]) == ("upweight fit", "peer")
     assert best["lead"][0] == pytest.approx(1 - peer["lds"][0], abs=2e-4)
 
@@ -212,8 +213,24 @@ def test_page_has_every_judged_row_best_first(judged):
     assert set(names[:2]) == {"upweight fit", lds.SOLVED}
     assert names[2:] == ["peer", "broken"]
     assert "**failed: ValueError: no**" in rows[-1]
-    assert "Best of ours: upweight fit; best peer: peer" in text
+    assert "best of ours is upweight fit, best of the peers peer" in text
     assert "12 subsets x 2 seeds" in text
+
+
+def test_rows_of_other_weights_are_told_apart():
+    rows = [row.name for row in lds.rows("mlp")]
+    others = [name for name in rows if not lds.final("mlp", name)]
+    assert {name for name in rows if "epoch" in name or " x " in name} | {"upweight tracin"} == set(
+        others
+    )
+
+
+def test_a_checkpoint_is_looked_at_instead(task):
+    problem = task.load(scratch("tiny"))
+    early = problem.at(1)
+    assert not torch.equal(early.weights["0.weight"], problem.weights["0.weight"])
+    whole = problem.at(3)
+    assert all(torch.equal(whole.weights[name], value) for name, value in problem.weights.items())
 
 
 def test_rows_that_retraining_judges_are_unique():

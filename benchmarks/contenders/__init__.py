@@ -4,10 +4,11 @@ A contender's file has one function ``run(problem, **settings)`` that returns th
 in the task's sign and scale (or None where there is nothing to compare).
 """
 
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.contenders.contender import FLOOR, Contender
-from benchmarks.contenders.ranked import RANKED
+from benchmarks.contenders.ranked import OURS
 
 __all__ = ["CONTENDERS", "FLOOR", "RANKED", "Contender", "find"]
 
@@ -176,6 +177,24 @@ CONTENDERS: dict[str, tuple[Contender, ...]] = {
         _captum("last", "TracInCPFast, last layer", batch=250),
     ),
 }
+
+
+# Peers at the checkpoint at which this library's rows are asked too.
+_EARLY = {
+    "mlp": ("kronfluence heuristic", "kronfluence damped", "curvlinops ekfac", "pydvl ekfac"),
+    "cnn": ("kronfluence heuristic", "curvlinops ekfac"),
+}
+
+
+def _early(task: str) -> tuple[Contender, ...]:
+    return tuple(
+        replace(row, name=f"{row.name} epoch 2", epoch=2, note=f"{row.note}; after epoch 2")
+        for row in CONTENDERS[task]
+        if row.name in _EARLY.get(task, ())
+    )
+
+
+RANKED = {task: (*ours, *_early(task)) for task, ours in OURS.items()}
 
 
 def find(task: str, name: str) -> Contender:

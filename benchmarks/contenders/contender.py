@@ -25,6 +25,7 @@ class Contender:
         repeats: runs, each in a process of its own; the median is reported.
         limit_s: seconds after which a run is stopped.
         queries: only so many of the task's queries; the cost is then scaled up to all of them.
+        epoch: of the checkpoint whose weights are looked at, instead of the final ones.
     """
 
     name: str
@@ -37,3 +38,4 @@ class Contender:
     repeats: int = 1
     limit_s: float = 1800.0
     queries: int | None = None
+    epoch: int | None = None

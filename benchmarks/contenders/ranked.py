@@ -1,4 +1,4 @@
-"""Rows that are judged by retraining alone: the method table of this library, and dampings.
+"""Rows of this library that are judged by retraining alone: methods, dampings, checkpoints, seeds.
 
 The rows of ``CONTENDERS`` are judged by retraining too; these would only make its tables of costs
 longer.
@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.contenders.contender import Contender
 
-__all__ = ["RANKED"]
+__all__ = ["OURS"]
 
 _PACKAGES = ("upweight", "torch", "numpy")
 
@@ -99,7 +99,7 @@ def _tracin(epochs: tuple[int, ...], rate: float) -> Contender:
     return Contender("upweight tracin", "upweight_tracin", settings, note, packages=_PACKAGES)
 
 
-RANKED: dict[str, tuple[Contender, ...]] = {
+OURS: dict[str, tuple[Contender, ...]] = {
     "mlp": (
         _tight(0.001, "float64"),
         *_solved(0.003, 0.01),

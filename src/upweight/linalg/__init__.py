@@ -1,6 +1,7 @@
 """Symmetric operators, solvers that turn them into inverses, and solutions that say how well."""
 
-from upweight.linalg.blocks import Block, BlockGradients, BlockRows, Outer
+from upweight.linalg.block import Block
+from upweight.linalg.blocks import BlockGradients, BlockRows, Outer
 from upweight.linalg.cg import CG
 from upweight.linalg.cholesky import Cholesky, CholeskyInverse
 from upweight.linalg.cost import Cost, Load

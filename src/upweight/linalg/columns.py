@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from upweight.linalg.blocks import Block, BlockGradients, Outer, form, pieces
+from upweight.linalg.block import Block
+from upweight.linalg.blocks import BlockGradients, Outer, form, pieces
 from upweight.linalg.values import FactoredGradients, Gradients
 
 __all__ = ["as_blocks", "columns"]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from upweight.errors import IndefiniteError, InputError
+from upweight.linalg.block import Block
 from upweight.linalg.blocks import (
-    Block,
     BlockGradients,
     BlockRows,
     Outer,

@@ -7,7 +7,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from upweight.linalg.blocks import Block, Outer, form, pieces, times
+from upweight.linalg.block import Block
+from upweight.linalg.blocks import Outer, form, pieces, times
 
 __all__ = ["FormedRows", "ProductRows", "RowPart", "rows_of"]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from upweight.errors import IndefiniteError
-from upweight.linalg.blocks import Block
+from upweight.linalg.block import Block
 from upweight.linalg.operator import Operator
 from upweight.linalg.rows import RowPart
 

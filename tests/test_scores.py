@@ -245,7 +245,7 @@ def test_audit_has_cleanlabs_names_and_finds_a_flipped_label():
 
 def test_plan_covers_every_method_before_anything_runs():
     x, y = torch.randn(40, 3), torch.arange(40) % 3
-    for method in set(uw.METHODS) - {"bm25"}:  # which counts tokens
+    for method in [name for name in uw.METHODS if name != "bm25"]:  # which counts tokens
         plan = uw.Influence(nn.Linear(3, 3), (x, y), loss="cross_entropy", l2=0.1, method=method)
         text = repr(plan.plan((x[:2], y[:2])))
         assert "100.0% of parameters covered" in text

@@ -14,6 +14,7 @@ from upweight.errors import InputError
 from upweight.linalg import Cost, Load, Solver
 from upweight.methods import METHODS
 from upweight.probes import Tally, peak_bytes
+from upweight.projections import ProjectedKernel, Pulled, RandomSides, compression_of
 from upweight.weighing import per_parameter_change, without_loss
 
 
@@ -74,20 +75,21 @@ class Clock(FlopCounterMode):
 QUERIES = torch.ones(8, 20).cumsum(0).sin(), torch.arange(8) % 5
 
 
-def network(method, n=1200, **settings):
+def network(method, batch_size=None):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 24), nn.Tanh(), nn.Linear(24, 5))
-    x, y = torch.randn(n, 20), torch.randint(5, (n,))
-    return uw.Influence(model, (x, y), loss="cross_entropy", l2=0.1, method=method, **settings)
+    rows = torch.randn(1200, 20), torch.randint(5, (1200,))
+    data = uw.Data.of(rows, batch_size=batch_size)
+    return uw.Influence(model, data, loss="cross_entropy", l2=0.1, method=method)
 
 
-def planned_and_done(method, monkeypatch):
+def planned_and_done(method, monkeypatch, batch_size=None):
     """Operations that a plan foretells, stage by stage, and those of the run itself."""
     with Clock(display=False) as clock, monkeypatch.context() as patch:
         patch.setattr(probes, "clock", clock)
-        plan = network(method).plan(QUERIES)
+        plan = network(method, batch_size).plan(QUERIES)
     with Clock(display=False) as clock:
-        network(method).explain(QUERIES, accept=True)
+        network(method, batch_size).explain(QUERIES, accept=True)
     return plan, clock()
 
 
@@ -113,6 +115,12 @@ COUNTED = {
 def test_plans_foretell_the_operations_of_the_run(name, monkeypatch):
     plan, done = planned_and_done(COUNTED[name], monkeypatch)
     assert plan.known
+    assert plan.seconds == pytest.approx(done, rel=0.3)
+
+
+@pytest.mark.parametrize("name", ["cg", "ekfac", "relatif", "no_hessian", "cosine"])
+def test_plans_of_small_batches_count_all_of_them(name, monkeypatch):
+    plan, done = planned_and_done(COUNTED[name], monkeypatch, batch_size=100)
     assert plan.seconds == pytest.approx(done, rel=0.3)
 
 

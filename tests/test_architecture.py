@@ -28,7 +28,7 @@ LAYERS = [
     {"keepers"},
     {"gradients"},
     {"curvature"},
-    {"solvers"},
+    {"solvers", "projections"},
     {"engine", "scores", "audits", "damping", "factors"},
     {"evaluation", "exports", "trainers"},
     {"retraining"},
@@ -166,7 +166,7 @@ CORE = {
     "engine",
 }
 # What rows of the table add to it, each by itself.
-ROWS = {"solvers", "weighing", "methods"}
+ROWS = {"solvers", "projections", "weighing", "methods"}
 
 
 @pytest.mark.parametrize(("names", "limit"), [(CORE, 5000), (ROWS, 1800)], ids=["core", "rows"])

@@ -2,13 +2,13 @@
 
 from upweight.errors import InputError
 from upweight.linalg import MeanOperator, Solver
-from upweight.methods import baselines, kronecker, solved
+from upweight.methods import baselines, kronecker, projected, solved
 from upweight.methods.method import Baseline, GivenInverse, Method
 
 __all__ = ["METHODS", "resolve_method"]
 
 METHODS: dict[str, Method | Baseline] = {
-    row.name: row for row in (*solved.ROWS, *kronecker.ROWS, *baselines.ROWS)
+    row.name: row for row in (*solved.ROWS, *kronecker.ROWS, *projected.ROWS, *baselines.ROWS)
 }
 
 

@@ -203,6 +203,26 @@ def test_a_trial_that_is_singular_does_not_stop_the_plan_but_is_told():
     assert plan.stages[-1].name == "scores"
 
 
+def test_what_is_kept_of_a_compressed_gradient_is_planned(tmp_path):
+    """A projection keeps k x k numbers of a layer where all of its gradient would be more."""
+    sizes = {}
+    for side in (2, 4):
+        method = uw.Method(
+            "m",
+            "",
+            ProjectedKernel(RandomSides(side)),
+            Pulled(uw.Cholesky()),
+            compression=compression_of,
+        )
+        inf = network(method).keep(gradients=tmp_path / str(side))
+        sizes[side] = inf.plan(QUERIES).stages[-1].disk - 8 * 1200 * 4
+        assert not (tmp_path / str(side)).exists()
+        inf.explain(QUERIES)
+        files = (tmp_path / str(side)).glob("*.safetensors")
+        assert sizes[side] == pytest.approx(sum(path.stat().st_size for path in files), rel=0.1)
+    assert sizes[4] > sizes[2]
+
+
 def test_a_tally_counts_sparse_tensors():
     with Tally() as tally:
         x = torch.sparse_coo_tensor(

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from upweight.cli.app import main
+from upweight.evidence import Evidence
 from upweight.methods import METHODS
 from upweight.scores import Scores
 from upweight.store import read_manifest
@@ -60,7 +61,7 @@ def only_error(capsys) -> str:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["demo"], ["run"], ["doctor"], ["new"], ["export"], ["methods"]]
+    "command", [[], ["demo"], ["run"], ["validate"], ["doctor"], ["new"], ["export"], ["methods"]]
 )
 def test_help_is_quick_and_without_torch(command):
     code = (
@@ -232,6 +233,102 @@ def test_a_signal_in_the_middle_leaves_no_run(recipe, name, code):
         assert left(Path()) == {"my.py", "stricken.py"}
     # The same place is free for the next run, whatever a killed one left beside it.
     assert main(["run", "my.py", "--out", "out", "--removals", "0"]) == 0
+
+
+def test_validate_spends_a_budget_and_a_longer_one_goes_on(recipe, capsys):
+    assert main(["validate", "my.py", "--budget", "0.1 s"]) == 0
+    said = capsys.readouterr().out
+    for part in (
+        "explained 6 queries by 150",
+        "Trust the ranking: rank r",
+        "best possible",
+        "1e-09",
+    ):
+        assert part in said
+    out = Path("upweight-my-evidence")
+    assert {"evidence.json", "evidence.csv", "manifest.json", "report.html"} <= left(out)
+    first = Evidence.load(out / "evidence.json")
+    assert first.verdict.sentence in said
+    page = (out / "report.html").read_text()
+    assert "Models were really trained again" in page
+    assert 'class="scatter ladder"' in page
+    assert "Not proved by removal" not in page
+    assert main(["validate", "my.py", "--budget", "20 s", "--method", "cg"]) == 1
+    assert "belongs to another run" in only_error(capsys)
+    # Another method is another run, and judged by the same truth.
+    words = ["--budget", "20 s", "--method", "cg", "--replace"]
+    assert main(["validate", "my.py", *words]) == 0
+    second = Evidence.load(out / "evidence.json")
+    count = first.points.actual.shape[1]
+    assert second.points.actual.shape[1] > count
+    shared = dict(zip(second.points.removed.tolist(), second.points.actual.T, strict=True))
+    for name, column in zip(first.points.removed.tolist(), first.points.actual.T, strict=True):
+        if name in shared:
+            assert abs(shared[name] - column).max() == 0
+    assert len(left(Path("upweight-my-truth"))) == 1
+    assert left(Path()) == {"my.py", "upweight-my-evidence", "upweight-my-truth"}
+
+
+TRAINED = """
+del l2, title, label_names
+
+def retrain(positions, seed):
+    torch.manual_seed(seed)
+    model = nn.Linear(2, 3, dtype=torch.float64)
+    optimiser = torch.optim.SGD(model.parameters(), 0.3)
+    for _ in range(5):
+        optimiser.zero_grad()
+        F.cross_entropy(model(train[0][positions]), train[1][positions]).backward()
+        optimiser.step()
+    return model
+
+model = retrain(torch.arange(150), 0)
+queries = draw(9)
+"""
+
+
+def test_validate_by_a_function_of_the_recipe(recipe, capsys):
+    recipe.write_text(recipe.read_text() + TRAINED)
+    words = ["--budget", "3", "--method", "ggn", "--damping", "0.1", "--truth", "kept"]
+    assert main(["validate", "my.py", *words, "--out", "out"]) == 0
+    said = capsys.readouterr().out
+    assert "trained by retrain" in said
+    assert "This model" in said
+    assert left(Path()) == {"my.py", "out", "kept"}
+    assert read_manifest("kept")["kind"] == "retraining"
+
+
+@pytest.mark.parametrize(
+    ("line", "words", "says"),
+    [
+        ("", "--budget soon", "A budget is a number of seconds"),
+        ("", "--budget 9 --method embedding", "one of the baselines"),
+        ("training = 3", "", "training must be a Training of upweight, got int"),
+        ("retrain = 3", "", "retrain must be a function (positions, seed) -> model, got int"),
+        (
+            "from upweight import SGD, Training\ntraining = Training(1, 9, SGD(1.0))\n"
+            "def retrain(positions, seed):\n    return model",
+            "",
+            "and not both",
+        ),
+        (
+            "def retrain(positions, seed):\n    return model",
+            "--budget 0.000001",
+            "the smallest evidence takes 18 of them",
+        ),
+        (
+            "def retrain(positions, seed):\n    return 7",
+            "",
+            "must return a torch.nn.Module, got int",
+        ),
+    ],
+)
+def test_validate_refuses_in_one_line_and_leaves_no_run(recipe, capsys, line, words, says):
+    recipe.write_text(recipe.read_text() + line + "\n")
+    capsys.readouterr()
+    assert main(["validate", "my.py", *words.split()]) == 1
+    assert says in only_error(capsys)
+    assert left(Path()) <= {"my.py", "upweight-my-truth"}
 
 
 def test_interrupted_words(capsys, monkeypatch):

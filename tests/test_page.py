@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.report_cases import HOSTILE, a_model, a_summary, hostile
+from tests.report_cases import HOSTILE, a_model, a_summary, hostile, retrained
 from upweight.report import render
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -71,6 +71,8 @@ def test_browser_never_scrolls_sideways(visit, width, pictured):
     model["queries"][0]["id"] = model["queries"][0]["title"] = "unbroken" * 30
     model["suspects"]["rows"][0]["id"] = "unbroken" * 30
     model["queries"][0]["helpful"][0]["label"] = "unbroken" * 30
+    model["retrained"] = retrained()
+    model["retrained"]["findings"][0]["ratings"][1]["name"] = "unbroken" * 30
     page = visit(a_summary(model, a_model("unbroken" * 12)), width=width)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
@@ -130,6 +132,23 @@ def test_browser_says_what_a_point_is(visit):
     page.locator("#tip").wait_for(state="visible")
 
 
+def test_browser_draws_methods_under_their_ceiling(visit):
+    page = visit(a_summary({**a_model(), "retrained": retrained(), "evidence": None}))
+    drawing = page.locator(".ladder").first
+    rungs = drawing.locator(".mark")
+    assert rungs.count() == 5
+    first, second = (rungs.nth(k).bounding_box() for k in (0, 1))
+    line = drawing.locator(".diagonal").bounding_box()
+    assert second["x"] < first["x"] < line["x"]
+    assert first["y"] < second["y"]
+    drawing.focus()
+    page.keyboard.press("End")
+    page.keyboard.press("ArrowRight")
+    assert re.match(r"\w+: [−0-9.]+ \[", page.locator("#tip").text_content())
+    assert page.locator('.scatter[data-panel="all"] .mark').count() == 120
+    assert page.locator(".compared:visible").count() == 1
+
+
 def luminance(colour):
     channels = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
@@ -138,7 +157,7 @@ def luminance(colour):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_browser_text_can_be_read_in_both_schemes(visit, scheme):
-    page = visit(a_summary(), color_scheme=scheme)
+    page = visit(a_summary({**a_model(), "retrained": retrained()}), color_scheme=scheme)
     colour = "element => getComputedStyle(element).color"
     paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (luminance(paper) > 0.5) == (scheme == "light")
@@ -146,3 +165,9 @@ def test_browser_text_can_be_read_in_both_schemes(visit, scheme):
         ink = page.locator(place).first.evaluate(colour)
         light, dark = sorted([luminance(ink), luminance(paper)], reverse=True)
         assert (light + 0.05) / (dark + 0.05) >= 4.5, place
+    # What is drawn needs less, but must be seen.
+    stroke = "element => getComputedStyle(element).stroke"
+    for place in (".whisker", ".ladder .diagonal", ".ladder .k3"):
+        ink = page.locator(place).first.evaluate(stroke)
+        light, dark = sorted([luminance(ink), luminance(paper)], reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 3, place

@@ -35,6 +35,7 @@ def rows(count: int = 4):
 def test_defaults_and_optional_names(tmp_path):
     recipe = load(written(tmp_path, GOOD))
     assert (recipe.l2, recipe.removal, recipe.measure) == (0.0, "mean", "loss")
+    assert recipe.how is None
     text = (
         GOOD + "l2 = 0.5\nremoval = 'sum'\nparameters = ['weight']\ntitle = 'T'\nids = list('abcd')"
     )

@@ -12,9 +12,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from tests.report_cases import HOSTILE, a_model, a_summary, agreement, hostile
+from tests.report_cases import HOSTILE, a_model, a_summary, agreement, hostile, retrained
 from upweight.errors import InputError
 from upweight.report import picture, render
+from upweight.report.ladder import ladder
 from upweight.report.numbers import figure, scale_of
 from upweight.report.pictures import MAX_SIDE
 from upweight.report.scatter import MAX_POINTS, scatter
@@ -225,6 +226,42 @@ def test_what_cannot_be_drawn_is_left_out_and_very_many_are_thinned():
     assert len(scatter([{**point, "x": 0.0, "y": 0.0}], "nats").panels) == 1
 
 
+def test_rungs_lie_where_their_values_are():
+    finding = retrained()["findings"][0]
+    found = ladder(finding, {"name": "LDS", "unit": ""})
+    places = [x for x, _ in found.ticks]
+    values = [float(text.replace("−", "-")) for _, text in found.ticks]
+    unit = (places[-1] - places[0]) / (values[-1] - values[0])
+    for rung, rating in zip(found.rungs, finding["ratings"], strict=True):
+        ends = rating["order"]["interval"]
+        for x, value in (
+            (rung.x, rating["order"]["value"]),
+            (rung.low, ends[0]),
+            (rung.high, ends[1]),
+        ):
+            assert (x - places[0]) / unit == pytest.approx(value - values[0], abs=1e-3)
+    assert found.zero == pytest.approx(places[values.index(0)], abs=0.02)
+    assert (found.ceiling.x - found.zero) / unit == pytest.approx(0.84, abs=1e-3)
+    assert [rung.first for rung in found.rungs] == [True, False, False, False, False]
+    heights = [rung.y for rung in found.rungs]
+    assert heights == sorted(heights)
+    assert found.top < heights[0]
+    assert heights[-1] < found.bottom
+
+
+def test_rungs_without_a_number_are_not_drawn_and_those_without_an_interval_are_points():
+    unknown = {"value": None, "interval": [None, None]}
+    ratings = [
+        {"name": "a", "order": {"value": 0.002, "interval": [None, None]}},
+        {"name": "b", "order": unknown},
+    ]
+    found = ladder({"ratings": ratings, "ceiling": None}, {"name": "loss", "unit": "nats"})
+    (rung,) = found.rungs
+    assert rung.low == rung.x == rung.high
+    assert found.label == "loss (10⁻³ nats)"
+    assert found.ceiling is None
+
+
 # The page
 
 
@@ -246,6 +283,65 @@ def test_every_section_is_there():
     ):
         assert said in text
     assert len(page) < 200_000
+
+
+def test_what_retraining_found_is_shown_and_decides():
+    part = retrained()
+    model = {**a_model(), "retrained": part, "evidence": None}
+    page = render(a_summary(model))
+    text = Elements(page).text
+    for said in (
+        part["verdict"]["sentence"],
+        "122 models were trained again without random halves of the data; the answer is given on "
+        "average over trainings.",
+        "On average over trainings without random halves of the data: 60 trials, 1 failed",
+        "This model without",
+        "0.610 [0.560, 0.660]",
+        "0.390 [0.340, 0.440]",
+        "best possible 0.840 [0.810, 0.870]",
+        "bm25",
+        "120 of 240 points are drawn",
+    ):
+        assert said in text
+    assert "Not checked" not in text
+    assert text.count("Trust the ranking") == 2
+    assert page.count('class="scatter ladder"') == 2
+    both = render(a_summary({**a_model(), "retrained": part}))
+    assert "refits to machine precision" in both
+    tags = Elements(both).tags
+    ids = [attrs["id"] for _, attrs in tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    assert render(a_summary({**model, "retrained": None})) != page
+
+
+@pytest.mark.parametrize(
+    ("grade", "word"), [("good", "Good"), ("not", "Do not rely on it"), ("unknown", "Cannot tell")]
+)
+def test_the_grade_of_retraining_is_that_of_its_verdict(grade, word):
+    part = retrained()
+    part["verdict"]["grade"] = grade
+    found = verdict({"retrained": part, "coverage": 0.5})
+    assert found.word == word
+    assert found.grade == ("unchecked" if grade == "unknown" else grade)
+    assert found.headline == part["verdict"]["sentence"]
+    assert "50 %" in found.notes[0]
+
+
+def test_what_retraining_found_may_hold_gaps_and_hostile_text():
+    part = retrained()
+    part["findings"][0]["ratings"][1]["order"] = {"value": None, "interval": [None, None]}
+    part["findings"][0]["ratings"][1]["ahead"] = {"value": math.nan, "interval": [None, None]}
+    part["points"][0]["y"] = None
+    page = render(a_summary({**a_model(), "retrained": part}))
+    assert not re.search(r"\b(nan|none|undefined)\b", Elements(page).text.lower())
+    model = {**a_model(), "retrained": hostile(retrained())}
+    elements = Elements(render(a_summary(model)))
+    plain = Elements(render(a_summary({**a_model(), "retrained": retrained()})))
+    assert {tag for tag, _ in elements.tags} <= {tag for tag, _ in plain.tags}
+    assert not [attrs for _, attrs in elements.tags if any(key.startswith("on") for key in attrs)]
+    del part["cost"]
+    with pytest.raises(InputError, match="cost"):
+        render(a_summary({**a_model(), "retrained": part}))
 
 
 def test_what_is_absent_leaves_no_trace():

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from upweight.data import Data
     from upweight.ensemble import Ensemble, tracin
     from upweight.errors import UpweightError
+    from upweight.evidence import Evidence
     from upweight.exports import influence_json
     from upweight.front import Influence
     from upweight.linalg import CG, Cholesky, Eigen, Spectral
@@ -79,6 +80,7 @@ _HOMES = {
     "data": ("Data",),
     "ensemble": ("Ensemble", "tracin"),
     "errors": ("UpweightError",),
+    "evidence": ("Evidence",),
     "exports": ("influence_json",),
     "front": ("Influence",),
     "linalg": ("CG", "Cholesky", "Eigen", "Spectral"),
@@ -122,6 +124,7 @@ __all__ = [
     "DataInf",
     "Eigen",
     "Ensemble",
+    "Evidence",
     "Extremes",
     "FiniteTraining",
     "GaussianEntries",

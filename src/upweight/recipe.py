@@ -5,7 +5,7 @@ import itertools
 import math
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from os import PathLike
@@ -23,6 +23,7 @@ from upweight.front import Influence
 from upweight.objective import Measure, Objective, Removal
 from upweight.parameters import Select
 from upweight.report import picture
+from upweight.retraining import How, Own, Training
 from upweight.sources import leaves
 
 __all__ = ["Recipe", "load"]
@@ -48,6 +49,8 @@ class Recipe:
         label_names: name of each class, for the report.
         image_shape: shape in which an example's input is a picture, for the report.
         title: of the report.
+        training: how the model was trained, for ``upweight validate``.
+        retrain: in its place a function (kept positions, seed) -> model, or an Own.
 
     Raises:
         RecipeError: a value is of the wrong kind.
@@ -71,6 +74,8 @@ class Recipe:
     label_names: Sequence[str] | None = None
     image_shape: Sequence[int] | None = None
     title: str = "Influence report"
+    training: Training | None = None
+    retrain: Own | Callable[..., nn.Module] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -81,6 +86,19 @@ class Recipe:
             raise _wrong("label_names", "a list of texts, one per class", self.label_names)
         if not _all_of(self.image_shape, int):
             raise _wrong("image_shape", "a tuple of whole numbers like (28, 28)", self.image_shape)
+        if not isinstance(self.training, (Training, type(None))):
+            raise _wrong("training", "a Training of upweight", self.training)
+        if not (self.retrain is None or isinstance(self.retrain, Own) or callable(self.retrain)):
+            raise _wrong("retrain", "a function (positions, seed) -> model", self.retrain)
+        if self.training is not None and self.retrain is not None:
+            raise RecipeError(
+                "A recipe defines training, or a function retrain, and not both. Remove one."
+            )
+
+    @property
+    def how(self) -> How | None:
+        """How models are trained again; None where the recipe does not say."""
+        return self.training if self.retrain is None else self.retrain
 
     def objective(self) -> Objective:
         """The objective with everything the recipe says of it."""

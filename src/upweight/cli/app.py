@@ -71,6 +71,38 @@ def run(
 
 
 @app.command
+def validate(
+    recipe: Path,
+    /,
+    *,
+    budget: str = "60 s",
+    method: str = "exact",
+    damping: float | Literal["auto"] = 0.0,
+    truth: Path | None = None,
+    place: Place | None = None,
+) -> int:
+    """Train models again for some time, and say how far the scores can be trusted.
+
+    Times one training, spends the budget on the most telling trials that it affords, judges the
+    scores and cheap baselines by the same trials, and writes evidence.json and a page.
+
+    Args:
+        recipe: A Python file that may also define training (a Training) or retrain (a function
+            (positions, seed) -> model). Without either, models are refitted, which is for convex
+            ones.
+        budget: Seconds, or words like '10 min' or '2 h'.
+        method: How influence is computed: see 'upweight methods'.
+        damping: Added to the curvature beside the recipe's l2.
+        truth: Directory that keeps every outcome, so that a longer call goes on from a shorter one
+            (./upweight-NAME-truth by default).
+        place: where the run directory goes (./upweight-NAME-evidence by default).
+    """
+    work = _work("validate")
+    settings = work.Settings(budget, method, damping, truth)
+    return int(work.validate(recipe, place or Place(), settings))
+
+
+@app.command
 def new(recipe: Path, /) -> int:
     """Write a recipe that runs as it is, to be filled with your own model.
 

@@ -51,18 +51,32 @@ class Contest:
         contenders: the scores first.
         query_ids: ``[q]``.
         train_ids: ``[N]``.
+        shares: of each training example in the mean, ``[N]``.
         helpful: +1 where the loss of a helpful example raises the measure, −1 where it lowers it.
     """
 
     contenders: tuple[Contender, ...]
     query_ids: np.ndarray
     train_ids: np.ndarray
+    shares: np.ndarray
     helpful: int
 
     @property
     def scores(self) -> np.ndarray:
         """The scores, ``[q, N]``."""
         return self.contenders[0].values
+
+    def growth(self, gone: np.ndarray) -> np.ndarray:
+        """How much more what stays weighs without some examples, ``[m]``: 2 without a half.
+
+        Scores are summed as if the curvature stayed whole. It loses the group's part too, and where
+        a group is like the rest, its effect is this many times the sum of its scores.
+
+        Args:
+            gone: ``[m, N]``.
+        """
+        found: np.ndarray = 1 / (1 - gone @ self.shares)
+        return found
 
     def ceiling(self, changes: np.ndarray) -> Estimate | None:
         """What the best possible prediction of the mean over seeds reaches; None for one seed.
@@ -90,25 +104,34 @@ class Contest:
         ranks = max(table.size * len(self.contenders), 1)
         return int(np.clip(MOST_RANKS // ranks, LEAST_DRAWS, MOST_DRAWS))
 
-    def finding(self, asked: Question, gone: np.ndarray, measured: np.ndarray) -> Finding:
+    def finding(
+        self,
+        asked: Question,
+        gone: np.ndarray,
+        measured: np.ndarray,
+        *,
+        growth: np.ndarray | None = None,
+    ) -> Finding:
         """Every contender's predictions of groups held against what happened.
 
         Args:
             asked: the question that this answers.
             gone: examples left out, ``[m, N]``.
             measured: change of each query's measure, ``[q, m]``; NaN where a trial failed.
+            growth: factor on the sum of a group's scores, ``[m]``; 1 by default.
 
         Raises:
             InputError: too few trials have an outcome for an interval.
         """
         kept = outcomes(measured)
-        gone, measured = gone[kept], measured[:, kept]
+        factor = np.ones(len(gone)) if growth is None else growth
+        gone, measured, factor = gone[kept], measured[:, kept], factor[kept]
         resamples = Resamples.two_way(measured.shape[1], len(measured), draws=self.draws(measured))
         ratings: list[Rating] = []
         ours: Sampled | None = None
         constant = 0
         for one in self.contenders:
-            predicted = group_effects(one.values, gone)
+            predicted = group_effects(one.values, gone) * factor
             order = datamodeling_score(predicted, measured, resamples=resamples)
             r, slope = pooled(predicted, measured, resamples)
             ahead = None if ours is None else ours.minus(order.sampled).estimate()

@@ -84,17 +84,20 @@ class Halves(Design):
         """On average over the seeds, and for the seed that gave the model at hand."""
         gone, changes = truth.by_seed()
         average = Question(AVERAGE, HALVES, contest.ceiling(changes))
-        found = [contest.finding(average, gone, truth.on_average().T)]
+        asked = [(average, truth.on_average())]
         if truth.reproduced:
-            found.append(contest.finding(Question(THIS, HALVES), gone, truth.this_model().T))
-        return tuple(found)
+            asked.append((Question(THIS, HALVES), truth.this_model()))
+        growth = contest.growth(gone)
+        return tuple(
+            contest.finding(question, gone, found.T, growth=growth) for question, found in asked
+        )
 
     def points(self, truth: Truth, contest: Contest) -> Points:
         """One per query and half, the mean over seeds."""
         gone, _ = truth.by_seed()
         names = np.array([f"half {place}" for place in range(len(gone))])
         kinds = np.full(len(gone), HALVES)
-        predicted = group_effects(contest.scores, gone)
+        predicted = group_effects(contest.scores, gone) * contest.growth(gone)
         return Points(contest.query_ids, names, kinds, predicted, truth.on_average().T)
 
 

@@ -186,7 +186,7 @@ def gather(
     """
     found, absent = contenders(made, queries, scores)
     sign = scores.meaning.helpful or 1
-    contest = Contest(tuple(found), queries.ids, made.data.ids, sign)
+    contest = Contest(tuple(found), queries.ids, made.data.ids, made.shares, sign)
     risk = Risk(made.whole, made.data)
     size = made.whole.space.size
     if how is None and size > MOST_REFIT_PARAMETERS:

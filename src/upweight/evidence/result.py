@@ -68,7 +68,10 @@ class Evidence:
                 rows.append(self._row(finding, best))
         columns = {name: [row[name] for row in rows] for name in rows[0]}
         unit = f" ({self.statistic.unit})" if self.statistic.unit else ""
-        return Table(columns, f"{self.statistic.name}{unit} with 95 % intervals.")
+        caption = (
+            f"{self.statistic.name}{unit} with 95 % intervals; slope of actual over predicted."
+        )
+        return Table(columns, caption)
 
     def _row(self, finding: Finding, rating: Rating) -> dict[str, Any]:
         ahead, slope = rating.ahead or UNKNOWN, rating.slope or UNKNOWN

@@ -1,11 +1,11 @@
 """What retraining found, for the page: numbers as texts, drawings as coordinates."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
 from upweight.report.ladder import Ladder, ladder
-from upweight.report.numbers import MISSING, figure, finite, interval
+from upweight.report.numbers import MISSING, Scale, scale_of
 from upweight.report.scatter import Scatter, scatter
 
 __all__ = ["Found", "Retrained", "retrained_view"]
@@ -48,10 +48,12 @@ def retrained_view(model: Mapping[str, Any]) -> Retrained | None:
     if not part:
         return None
     statistic = part["statistic"]
+    scale = _scale(part["findings"])
+    unit = scale.unit(statistic["unit"])
     return Retrained(
         part["verdict"]["sentence"],
-        f"{statistic['name']} ({statistic['unit']})" if statistic["unit"] else statistic["name"],
-        tuple(_found(finding, statistic) for finding in part["findings"]),
+        f"{statistic['name']} ({unit})" if unit else statistic["name"],
+        tuple(_found(finding, statistic, scale) for finding in part["findings"]),
         scatter(part["points"], part["unit"]),
         part["pairs"],
         part["truth"],
@@ -59,34 +61,36 @@ def retrained_view(model: Mapping[str, Any]) -> Retrained | None:
     )
 
 
-def _found(finding: Mapping[str, Any], statistic: Mapping[str, Any]) -> Found:
+def _scale(findings: Sequence[Mapping[str, Any]]) -> Scale:
+    """One scale for what is compared, of all questions."""
+    ratings = [rating for finding in findings for rating in finding["ratings"]]
+    return scale_of(rating["order"]["value"] for rating in ratings)
+
+
+def _found(finding: Mapping[str, Any], statistic: Mapping[str, Any], scale: Scale) -> Found:
     failed = f", {finding['failed']:,} failed" if finding["failed"] else ""
     basis = f"without {finding['trials']}: {finding['count']:,} trials{failed}"
-    rows = tuple(_row(rating) for rating in finding["ratings"])
+    rows = [_row(rating, scale) for rating in finding["ratings"]]
     if finding["ceiling"]:
-        best = finding["ceiling"]
-        value = figure(best["value"]), interval(best["interval"], 2)
-        rows = (*rows, ("best possible", *value, "", MISSING, MISSING, ""))
-    return Found(finding["question"], basis, ladder(finding, statistic), rows)
+        value, ends = _texts(finding["ceiling"], scale)
+        rows.append(("best possible", value, ends, "", "", "", ""))
+    return Found(finding["question"], basis, ladder(finding, statistic), tuple(rows))
 
 
-def _row(rating: Mapping[str, Any]) -> Row:
+def _row(rating: Mapping[str, Any], scale: Scale) -> Row:
     """Name, value, interval, how far the scores are ahead, r, slope and its interval."""
     ahead, slope = rating["ahead"], rating["slope"]
+    plain = Scale(0, 2)
     return (
         str(rating["name"]),
-        figure(rating["order"]["value"]),
-        _interval(rating["order"]),
-        "" if ahead is None else f"{figure(ahead['value'])} {_interval(ahead)}",
-        figure(rating["r"]["value"]),
-        MISSING if slope is None else figure(slope["value"]),
-        "" if slope is None else _interval(slope),
+        *_texts(rating["order"], scale),
+        "" if ahead is None else " ".join(_texts(ahead, scale)),
+        plain.plain(rating["r"]["value"]),
+        *(("", "") if slope is None else _texts(slope, plain)),
     )
 
 
-def _interval(part: Mapping[str, Any]) -> str:
-    """An interval with three figures of its width."""
-    ends = [finite(end) for end in part["interval"]]
-    if None in ends:
-        return MISSING
-    return f"[{', '.join(figure(end) for end in ends)}]"
+def _texts(part: Mapping[str, Any], scale: Scale) -> tuple[str, str]:
+    """A value and its interval, a dash for what is unknown."""
+    ends = [scale.plain(end) for end in part["interval"]]
+    return scale.plain(part["value"]), MISSING if MISSING in ends else f"[{', '.join(ends)}]"

@@ -106,9 +106,11 @@ def _of_retraining(model: Mapping[str, Any]) -> Verdict:
     part = model["retrained"]
     said, finding, cost = part["verdict"], part["findings"][0], part["cost"]
     grade = said["grade"] if said["grade"] in WORDS else "unchecked"
+    question = str(finding["question"])
+    about = question if question.startswith("on ") else f"for {question}"
     basis = (
-        f"{cost['trainings']:,} models trained again, {finding['question']}, without "
-        f"{finding['trials']}."
+        f"{cost['trainings']:,} models were trained again without {finding['trials']}; the answer "
+        f"is given {about}."
     )
     word = WORDS.get(grade, "Cannot tell")
     return Verdict(grade, word, said["sentence"], basis, _solver_notes(model))

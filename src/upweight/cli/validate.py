@@ -1,0 +1,90 @@
+"""``upweight validate``: models trained again within a budget, and what it shows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from upweight.cli.options import Place
+from upweight.cli.show import Clock, say, table
+from upweight.damping import Damping
+from upweight.evidence import Evidence, spoken
+from upweight.fingerprints import fingerprint
+from upweight.recipe import Recipe, load
+from upweight.report.retrained import retrained_view
+from upweight.store import publish
+from upweight.study import Study, Wish, summary, write_page
+
+__all__ = ["Settings", "validate"]
+
+
+@final
+@dataclass(frozen=True)
+class Settings:
+    """What is asked.
+
+    Attributes:
+        budget: seconds, or words.
+        method: a row of ``upweight methods``.
+        damping: added to the curvature.
+        truth: a directory of outcomes; None for one beside the recipe's name.
+    """
+
+    budget: str
+    method: str
+    damping: Damping
+    truth: Path | None
+
+
+def validate(recipe: Path, place: Place, settings: Settings) -> int:
+    """Load a recipe, explain its queries, spend the budget, and write the run directory.
+
+    Raises:
+        UpweightError: of the kind that tells what is at fault; no run directory is written then.
+    """
+    clock = Clock()
+    loaded = load(recipe)
+    study = Study(loaded, Wish(settings.method, settings.damping, removals=0), name=recipe.stem)
+    clock.say(f"loaded {recipe}")
+    out = place.out or Path(f"upweight-{recipe.stem}-evidence")
+    with publish(out, study.identity, replace=place.replace) as part:
+        queries, examples = study.scores.shape
+        clock.say(f"explained {queries:,} queries by {examples:,} training examples")
+        found = study.influence.evidence(
+            study.queries,
+            budget=settings.budget,
+            how=loaded.how,
+            path=settings.truth or Path(f"upweight-{recipe.stem}-truth") / _question(loaded, study),
+            scores=study.scores,
+        )
+        cost = found.cost
+        clock.say(f"{cost.trainings:,} trainings in {spoken(cost.seconds)}: {found.truth}")
+        study.evidence = found
+        study.write_into(part)
+        content = summary(loaded.title, [study], study.identity)
+        write_page(part, content)
+    clock.say(f"wrote {out}")
+    say()
+    _print(found, content["models"][0])
+    say(f"Open {out / 'report.html'}")
+    return 0
+
+
+def _question(recipe: Recipe, study: Study) -> str:
+    """Hash of what outcomes rest on, the method not among it: all methods share one truth."""
+    data = (study.influence.data.fingerprint(), study.queries.fingerprint())
+    objective = (recipe.loss, recipe.l2, recipe.removal, recipe.measure, recipe.parameters)
+    return fingerprint((recipe.model.state_dict(), data, objective, recipe.how))
+
+
+def _print(found: Evidence, model: Mapping[str, Any]) -> None:
+    """The verdict, and a table for each question."""
+    view = retrained_view(model)
+    assert view is not None
+    say(found.verdict.sentence)
+    heads = ("method", view.statistic, "95 %", "scores ahead by", "r", "slope", "95 %")
+    for one in view.found:
+        say()
+        table(f"{one.question[:1].upper()}{one.question[1:]}, {one.basis}", heads, one.rows)
+    for note in found.notes:
+        say(note)

@@ -31,6 +31,7 @@ from upweight.evaluation import (
     group_effects,
     rank_correlations,
 )
+from upweight.evaluation.resampling import LEAST
 
 __all__ = ["TASKS", "Judge", "final", "missing", "rows", "update"]
 
@@ -65,12 +66,11 @@ class Judge:
 
     @classmethod
     def of(cls, outcomes: Outcomes) -> "Judge":
-        """By the subsets that were trained with every seed."""
-        complete = outcomes.complete()
-        changes = complete.measured.astype(np.float64) - complete.whole
+        """By subsets that were trained with every seed."""
+        changes = outcomes.measured.astype(np.float64) - outcomes.whole
         subsets, _, _, queries = changes.shape
         resamples = Resamples.two_way(subsets, queries)
-        return cls(complete.gone, changes.transpose(2, 1, 3, 0), resamples)
+        return cls(outcomes.gone, changes.transpose(2, 1, 3, 0), resamples)
 
     def scored(self, scores: np.ndarray) -> tuple[DatamodelingScore, DatamodelingScore]:
         """Against the mean over seeds: of the final weights, and over the last epoch."""
@@ -136,16 +136,19 @@ def update(task: str, wanted: list[Contender], limits: tuple[int, float]) -> Non
         print(record.get("failed") or f"{record['cpu_s']} CPU s", flush=True)
         stored["contenders"][contender.name] = record
         report.dump(path, stored)
-    _judge(task, stored)
+    outcomes = truths.read(task).complete()
+    if len(outcomes.gone) < LEAST:
+        print(f"{task}: {len(outcomes.gone)} subsets are trained, judged from {LEAST} on")
+    else:
+        _judge(task, stored, Judge.of(outcomes))
     known = stored["contenders"]
     stored["contenders"] = {row.name: known[row.name] for row in rows(task) if row.name in known}
     report.dump(path, stored)
 
 
-def _judge(task: str, stored: dict[str, Any]) -> None:
+def _judge(task: str, stored: dict[str, Any], judge: Judge) -> None:
     """Every record anew: by what is trained now, and by the solved system."""
-    judge, solved = Judge.of(truths.read(task)), _scores(task, SOLVED)
-    about, sampled = judge.about(), {}
+    solved, about, sampled = _scores(task, SOLVED), judge.about(), {}
     for name, record in stored["contenders"].items():
         scores = None if "failed" in record else _scores(task, name)
         if scores is None and about == stored.get("retraining"):

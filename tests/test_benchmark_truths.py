@@ -205,6 +205,16 @@ def test_other_retrainings_drop_what_cannot_be_judged_again(judged, tmp_path):
     assert "lds" in stored["upweight fit"]
 
 
+def test_few_subsets_judge_nothing(judged, tmp_path, capsys):
+    found = truths.read("tiny", tmp_path)
+    few = truths.Outcomes(found.gone[:7], found.measured[:7], found.whole)
+    few.write(tmp_path / "tiny.npz")
+    before = report.read(harness.RESULTS / "lds_tiny.json")
+    lds.update("tiny", [], (1, 4.0))
+    assert report.read(harness.RESULTS / "lds_tiny.json") == before
+    assert "7 subsets are trained, judged from 8 on" in capsys.readouterr().out
+
+
 def test_page_has_every_judged_row_best_first(judged):
     text = lds_page.page(harness.RESULTS, ("tiny", "nothing"))
     rows = [line for line in text.splitlines() if line.startswith("|")]

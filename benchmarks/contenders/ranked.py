@@ -21,6 +21,12 @@ _CURVED = (
     ("empirical_ekfac", "EK-FAC of the empirical Fisher matrix"),
     ("last_layer", "Gauss-Newton of the last layer alone"),
     ("datainf", "empirical Fisher matrix by layers, the mean of inverses"),
+    ("trak", "gradients of margins, projected to 4,096 by sparse signs"),
+    ("logra", "empirical Fisher matrix of gradients projected on both sides, 32 x 32 a layer"),
+    ("lorif", "the same at 64 x 64, gradients of rank 1, Woodbury of rank 256"),
+    ("leading_ekfac", "EK-FAC on the directions of its 1,024 largest eigenvalues"),
+    ("nystrom", "Gauss-Newton, randomised sketch of rank 100"),
+    ("arnoldi", "Hessian on its 50 largest eigenvectors"),
     ("relatif", "EK-FAC, per parameter change of each example"),
     ("l_relatif", "EK-FAC, per root of each example's self-influence"),
 )
@@ -33,6 +39,8 @@ _PLAIN = (
     ("margin", "minus the training margin, alike for all queries"),
     ("random", "random numbers"),
 )
+# What takes minutes on the larger networks.
+_LONG = ("eshampoo", "trak", "nystrom", "arnoldi", "no_hessian", "cosine", "gradient_norm")
 _SIMILAR = (
     ("embedding", "cosine of the last layer's inputs"),
     ("euclidean", "minus the distance between inputs"),
@@ -125,11 +133,11 @@ OURS: dict[str, tuple[Contender, ...]] = {
     ),
     "transformer": (
         *_dampings(0.0001, 0.001, 0.1),
-        *_table(0.01, without=("eshampoo", "euclidean")),
+        *_table(0.01, without=(*_LONG, "euclidean")),
         _row("bm25", "shared characters, rare ones first"),
     ),
     "resnet9": (
         *_dampings(0.001, 0.1),
-        *_table(0.01, without=("eshampoo",)),
+        *_table(0.01, without=_LONG),
     ),
 }

@@ -390,7 +390,9 @@ def test_top_groups_compare_own_examples_with_those_of_others(helpful):
     points = design.points(truth, contest)
     drawn = np.isfinite(points.actual)
     assert (drawn == np.eye(9, dtype=bool) & (np.arange(9) != 2)).all()
-    assert design.statistic(MEANING) == Rise("loss", "nats")
+    assert design.statistic(MEANING) == Rise("rise of loss", "nats")
+    margin = Meaning("margin", "logits", -1)
+    assert design.statistic(margin) == Rise("fall of margin", "logits")
     assert design.findings(replace(truth, at_hand=np.ones(9)), contest)[0].question == ONE
 
 
@@ -463,11 +465,14 @@ def test_the_verdict_is_one_plain_sentence(ours, rival, ceiling, grade, says):
 def test_a_rise_is_said_with_its_unit_and_never_called_good():
     rival = rated(0.05, 0.01, 0.2)
     finding = Finding(THIS, "the 3 examples", (rated(0.25, 0.02), rival), None, 12, 0, 0)
-    found = verdict(finding, Rise("loss", "nats"), Cost(30, 60.0, 2.0))
+    statistic = Rise("rise of loss", "nats")
+    found = verdict(finding, statistic, Cost(30, 60.0, 2.0))
     assert found.grade == "partly"
-    assert "without the 3 examples the loss moves by 0.25 [0.23, 0.27] nats" in found.sentence
-    assert "embedding neighbours by 0.05" in found.sentence
-    assert Rise("loss", "nats").wide(finding) == 0.25
+    assert (
+        "rise of loss 0.25 [0.23, 0.27] nats without the 3 examples; embedding neighbours reach "
+        "0.05." in found.sentence
+    )
+    assert statistic.wide(finding) == 0.25
     assert Ranking("LDS").wide(finding) == WIDE
 
 
@@ -507,7 +512,7 @@ def test_top_groups_survive_the_file_although_most_pairs_are_not_drawn(tmp_path)
     again = Evidence.load(found.save(tmp_path / "evidence.json"))
     np.testing.assert_array_equal(again.points.actual, found.points.actual)
     assert np.isnan(again.points.actual).any()
-    assert again.statistic == Rise("loss", "nats")
+    assert again.statistic == Rise("rise of loss", "nats")
     assert np.isnan(again.findings[0].ratings[1].r.value)
 
 

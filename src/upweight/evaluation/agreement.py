@@ -16,7 +16,7 @@ from upweight.evaluation.resampling import Resamples, Sampled
 __all__ = ["Agreement", "agreement", "pearson", "pooled", "slope"]
 
 # Ranks of a sample take a pass over all pairs: so many numbers in all, in steps that fit a cache.
-MOST_RANKS, RANKS_AT_ONCE, LEAST_DRAWS = 2**22, 2**18, 200
+MOST_RANKS, RANKS_AT_ONCE, LEAST_DRAWS = 2**20, 2**18, 200
 # Below this share of the mean square, a variance is what rounding left of nothing.
 NOTHING = 1e-12
 

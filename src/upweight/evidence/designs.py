@@ -210,7 +210,8 @@ class TopGroups(Design):
 
     def statistic(self, meaning: Meaning) -> Statistic:
         """How far a query moves without its own examples."""
-        return Rise(meaning.measure.replace("_", " "), meaning.unit)
+        moves = "fall" if meaning.helpful < 0 else "rise"
+        return Rise(f"{moves} of {meaning.measure.replace('_', ' ')}", meaning.unit)
 
     def findings(self, truth: Truth, contest: Contest) -> tuple[Finding, ...]:
         """The mean over queries of how far their own examples move them, the way that help does."""

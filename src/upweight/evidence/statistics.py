@@ -104,10 +104,10 @@ class Rise(Statistic):
 
     def said(self, finding: Finding) -> str:
         """How far the measure moved, and how far by the others' choices."""
-        beside = ", ".join(f"{one.words} by {one.order.value:.3g}" for one in finding.ratings[1:])
+        beside = [f"{one.words} reach {one.order.value:.2g}" for one in finding.ratings[1:]]
         return (
-            f"without {finding.trials} the {self.name} moves by {finding.ours.order} {self.unit}; "
-            f"{beside}"
+            f"{self.name} {finding.ours.order} {self.unit} without {finding.trials}; "
+            f"{', '.join(beside)}"
         )
 
 

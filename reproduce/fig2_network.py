@@ -29,8 +29,8 @@ from reproduce.network import Network, damped_inverse, gauss_newton, value_and_s
 from upweight.evaluation import agreement
 from upweight.evaluation.training import Copies
 from upweight.gradients import stacked_measure
-from upweight.linalg import CG
 from upweight.risk import Risk
+from upweight.solvers import CG
 
 KINDS = ("most influential", "random")
 SAFE = (0.01, 0.03, 0.1, 0.3, 1.0)

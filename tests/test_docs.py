@@ -27,7 +27,7 @@ def test_links_inside_the_project_lead_somewhere(page):
 
 @each_page
 def test_named_files_exist(page):
-    """Paths in code quotes are real: `tests/cases.py`, `linalg/cg.py`."""
+    """Paths in code quotes are real: `tests/cases.py`, `solvers/cg.py`."""
     for name in re.findall(r"`([\w/]+\.(?:py|md|toml|txt))`", page.read_text()):
         places = (ROOT / name, ROOT / "src" / "upweight" / name, ROOT / "docs" / name)
         assert any(place.exists() for place in places), f"{page.name} names {name}"

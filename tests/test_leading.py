@@ -8,11 +8,13 @@ from torch import nn
 
 import upweight as uw
 from upweight.curvature import GaussNewton, Hessian, Leading, products
+from upweight.curvature.slopes import principal
 from upweight.errors import IndefiniteError
 from upweight.gradients import Observation, layout_of, observe
-from upweight.linalg import CG, Block, Outer, Woodbury
+from upweight.linalg import Block, Outer, Woodbury
 from upweight.linalg.rows import FormedRows, ProductRows, rows_of
 from upweight.risk import Risk
+from upweight.solvers import CG
 
 
 class Tokens(nn.Module):
@@ -54,16 +56,18 @@ def test_products_by_factors_are_those_of_both_modes_of_autograd(loss, count, mo
     monkeypatch.setattr(products, "PASSES", 0)
     by_modes = matrix.apply(rows)
     monkeypatch.setattr(products, "PASSES", 1000)
-    monkeypatch.setattr(GaussNewton, "_by_modes", None)
+    monkeypatch.setattr(GaussNewton, "product", None)
     torch.testing.assert_close(matrix.apply(rows), by_modes, rtol=1e-9, atol=1e-12)
 
 
 def test_products_by_factors_stay_within_the_budget(monkeypatch):
     matrix = GaussNewton(risk())
     rows = torch.randn(5, matrix.size, generator=torch.Generator().manual_seed(1)).double()
-    whole, sizes, part = matrix.apply(rows), [], products._by_factors
+    whole, sizes, part = matrix.apply(rows), [], products._add_by_factors
     monkeypatch.setattr(products, "budget", lambda: 1)
-    monkeypatch.setattr(products, "_by_factors", lambda *a: (sizes.append(len(a[1])), part(*a))[1])
+    monkeypatch.setattr(
+        products, "_add_by_factors", lambda *a: (sizes.append(len(a[1])), part(*a))[1]
+    )
     torch.testing.assert_close(matrix.apply(rows), whole)
     assert sizes == [1] * 11
 
@@ -96,14 +100,20 @@ def test_rows_in_factors_are_their_matrices(n, c, o, i, q, ones, seed):
     full = torch.cat([right, torch.ones(1, n, 1, 1).double()], 3) if ones else right
     matrices = torch.stack(
         [terms[0].left[0, k, 0, :, None] * full[0, k, 0] for k in range(n) for terms in columns]
-    )[:, None]
-    formed = FormedRows(matrices)
-    rows, weights = draw(q, 1, o, i + ones), draw(q, n * c)
-    torch.testing.assert_close(found.dot(rows), formed.dot(rows))
-    torch.testing.assert_close(found.combine(weights), formed.combine(weights))
-    torch.testing.assert_close(found.gram(), formed.gram())
-    twice = found.joined([found])
-    torch.testing.assert_close(twice.gram(), FormedRows(torch.cat([matrices, matrices])).gram())
+    )
+    dense = torch.cat([matrices[..., :i].flatten(1), matrices[..., i:].flatten(1)], 1)
+    formed = FormedRows(matrices[:, None, :, :i], matrices[:, None, :, i] if ones else None)
+    rows, weights = draw(q, block.size), draw(q, n * c)
+    for part in (found, formed):
+        torch.testing.assert_close(part.dot(*block.views(rows)), dense @ rows.T)
+        total = rows.clone()
+        part.add(weights, *block.views(total))
+        torch.testing.assert_close(total, rows + weights @ dense)
+        torch.testing.assert_close(part.gram(), dense @ dense.T)
+        twice = part.joined([part])
+        torch.testing.assert_close(
+            twice.gram(), torch.cat([dense, dense]) @ torch.cat([dense, dense]).T
+        )
     assert found.bytes() == (n * c * o + n * i) * 8
 
 
@@ -140,7 +150,7 @@ def test_few_rows_are_the_longest_and_the_solve_is_exact_all_the_same():
     layout = layout_of(asked.objective, asked.rows(0, 4)[0])
     batch, share = asked.rows(0, 11)
     seen = Observation(asked.objective, layout, batch)
-    slopes = asked.objective.loss.columns(seen.outputs, batch.targets)
+    slopes = principal(asked.objective.loss.columns(seen.outputs, batch.targets))
     every = [seen.pulled(slope * share.sqrt()[:, None], keep=True).dense() for slope in slopes]
     v = torch.stack(every, 1).flatten(0, 1)
     longest = v[v.square().sum(1).topk(7).indices]

@@ -16,11 +16,11 @@ from upweight import reference
 from upweight.curvature import CURVATURES, EKFAC, Labels, curvature, ridge
 from upweight.errors import IndefiniteError, InputError, NonFiniteError, NotConvergedError
 from upweight.gradients import TrainingGradients, risk_layout
-from upweight.linalg import CG, Dense, Identity, Status
+from upweight.linalg import Dense, Identity, Status
 from upweight.linalg.cost import Load
 from upweight.methods import METHODS
 from upweight.risk import Risk
-from upweight.solvers import DataInf, Kronecker, Lanczos, LiSSA, Nystrom
+from upweight.solvers import CG, DataInf, Kronecker, Lanczos, LiSSA, Nystrom
 
 ROWS = ["arnoldi", "nystrom", "astra", "datainf", "representer"]
 NAMES = ["softmax weighted", "mlp", "convolution", "padded transformer", "own loss", "recurrent"]

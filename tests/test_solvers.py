@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tests.cases import CASES, LINEAR_CASES
 from upweight.curvature import Sketch, curvature
 from upweight.errors import IndefiniteError, InputError, NonFiniteError, NotConvergedError
-from upweight.linalg import CG, Cholesky, Dense, Eigen, Identity, MeanOperator, Status
-from upweight.solvers import Lanczos, LiSSA
+from upweight.linalg import Cholesky, Dense, Eigen, Identity, MeanOperator, Status
+from upweight.solvers import CG, Lanczos, LiSSA
 
 SOLVERS = {
     "cholesky": Cholesky(),

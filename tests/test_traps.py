@@ -13,8 +13,9 @@ from upweight import errors
 from upweight.curvature import curvature
 from upweight.data import Data
 from upweight.demo import minimise
-from upweight.linalg import CG, Cholesky, Dense, Status
+from upweight.linalg import Cholesky, Dense, Status
 from upweight.risk import Risk
+from upweight.solvers import CG
 
 
 class Wrapped(nn.Module):

@@ -6,7 +6,7 @@ import numpy as np
 
 from upweight import Influence, Objective
 from upweight.curvature import Sketch
-from upweight.linalg import CG
+from upweight.solvers import CG
 
 
 def run(

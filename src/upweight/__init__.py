@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from upweight.evidence import Evidence
     from upweight.exports import influence_json
     from upweight.front import Influence
-    from upweight.linalg import CG, Cholesky, Eigen, Spectral
+    from upweight.linalg import Cholesky, Eigen, Spectral
     from upweight.losses import (
         BinaryCrossEntropy,
         CrossEntropy,
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from upweight.retraining import SGD, Adam, AdamW, Training, Trials, Truth
     from upweight.risk import Risk
     from upweight.scores import Extremes, Scores
-    from upweight.solvers import DataInf, Kronecker, Lanczos, LiSSA, Nystrom
+    from upweight.solvers import CG, Budget, DataInf, Kronecker, Lanczos, LiSSA, Nystrom, Settled
     from upweight.tables import Table
 
 __version__ = "0.1.0"
@@ -83,7 +83,7 @@ _HOMES = {
     "evidence": ("Evidence",),
     "exports": ("influence_json",),
     "front": ("Influence",),
-    "linalg": ("CG", "Cholesky", "Eigen", "Spectral"),
+    "linalg": ("Cholesky", "Eigen", "Spectral"),
     "losses": ("BinaryCrossEntropy", "CrossEntropy", "Hinge", "MeanSquaredError", "SmoothHinge"),
     "budget": ("memory",),
     "methods": ("METHODS", "Baseline", "Method"),
@@ -106,7 +106,7 @@ _HOMES = {
     "retraining": ("SGD", "Adam", "AdamW", "Training", "Trials", "Truth"),
     "risk": ("Risk",),
     "scores": ("Extremes", "Scores"),
-    "solvers": ("DataInf", "Kronecker", "Lanczos", "LiSSA", "Nystrom"),
+    "solvers": ("CG", "Budget", "DataInf", "Kronecker", "Lanczos", "LiSSA", "Nystrom", "Settled"),
     "tables": ("Table",),
 }
 
@@ -118,6 +118,7 @@ __all__ = [
     "AdamW",
     "Baseline",
     "BinaryCrossEntropy",
+    "Budget",
     "Cholesky",
     "CrossEntropy",
     "Data",
@@ -152,6 +153,7 @@ __all__ = [
     "Risk",
     "Scores",
     "Selection",
+    "Settled",
     "Sketch",
     "SmoothHinge",
     "SparseEntries",

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from upweight.errors import DataError, IndefiniteError, NotConvergedError, UpweightError
-from upweight.linalg import CG, CholeskyInverse, Operator, Status
+from upweight.linalg import CholeskyInverse, Operator, Status
 from upweight.risk import Risk
+from upweight.solvers import CG
 
 __all__ = ["Factorised", "kept_share"]
 

@@ -3,21 +3,25 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from upweight.budget import budget
 from upweight.curvature.products import GaussNewton
-from upweight.curvature.slopes import Columns
+from upweight.curvature.slopes import principal
 from upweight.data import Batch
 from upweight.errors import LossError
-from upweight.gradients import batch_rows, observe, risk_layout
+from upweight.gradients import Observation, batch_rows, observe, risk_layout
 from upweight.linalg import BlockGradients, Operator, Woodbury, unshifted
 from upweight.linalg.rows import RowPart, rows_of
 from upweight.risk import Risk
 
 __all__ = ["Leading"]
+
+# Rows are found once for all dampings of a matrix.
+_FOUND: WeakKeyDictionary[Operator, "dict[Leading, Woodbury]"] = WeakKeyDictionary()
 
 
 @final
@@ -36,7 +40,7 @@ class Leading:
     Example:
         >>> from torch import nn
         >>> from upweight import Data, Objective
-        >>> from upweight.linalg import CG
+        >>> from upweight.solvers import CG
         >>> model = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2))
         >>> data = Data.of((torch.eye(3), torch.tensor([0, 1, 1])))
         >>> matrix = GaussNewton(Risk(Objective(model, "cross_entropy", l2=0.1), data))
@@ -54,14 +58,18 @@ class Leading:
         risk = base.risk
         layout = risk_layout(risk)
         l2 = risk.objective.l2
-        shifts = [float(l2[block.weight]) + shift for block in layout.blocks]
-        if min(shifts) <= 0 or layout.general:
+        diagonal = [float(l2[block.weight]) for block in layout.blocks]
+        if min(diagonal) + shift <= 0 or layout.general:
             return None
-        try:
-            chosen = _Chosen(risk, self._most(risk))
-            return Woodbury(layout.blocks, chosen.rows(), shifts)
-        except LossError:  # a loss without roots
-            return None
+        known = _FOUND.setdefault(base, {})
+        if self not in known:
+            try:
+                chosen = _Chosen(risk, self._most(risk)).rows()
+            except LossError:  # a loss without roots
+                return None
+            known[self] = Woodbury(layout.blocks, chosen, diagonal, shift=shift)
+        found = known[self]
+        return found if found.shift == shift else found.damped(shift)
 
     def _most(self, risk: Risk) -> int:
         """Rows that fit, with the kernel between them, into a quarter of the budget."""
@@ -92,14 +100,18 @@ class _Chosen:
     def _lengths(self, batch: Batch, share: Tensor) -> Tensor:
         """‖v‖² of every example and column, ``[b, c]``."""
         seen = observe(self.risk.objective, batch)
-        found = [gradients.squared_norms() for gradients, _ in Columns().gradients(seen)]
+        columns = _columns(seen)
+        found = [
+            seen.pulled(column, keep=number + 1 < len(columns)).squared_norms()
+            for number, column in enumerate(columns)
+        ]
         return torch.stack(found, 1) * share[:, None]
 
     def _parts(self) -> Iterator[BlockGradients]:
         for places in self.places.split(self.size):
             batch, share = self.risk.at(places // self.columns)
             seen = observe(self.risk.objective, batch)
-            stacked = torch.stack(seen.objective.loss.columns(seen.outputs, batch.targets))
+            stacked = torch.stack(_columns(seen))
             slope = stacked[places % self.columns, torch.arange(len(places))]
             root = share.sqrt().view(-1, *[1] * (slope.dim() - 1))
             yield seen.pulled(slope * root)
@@ -111,6 +123,13 @@ class _Chosen:
             for part in self._parts()
         ]
         return [_joined(parts) for parts in zip(*found, strict=True)]
+
+
+def _columns(seen: Observation) -> list[Tensor]:
+    """Orthogonal columns of the loss's root, as many as it has: some examples' last are 0."""
+    columns = seen.objective.loss.columns(seen.outputs, seen.batch.targets)
+    found = principal(columns)
+    return found + [torch.zeros_like(columns[0])] * (len(columns) - len(found))
 
 
 def _joined(parts: Sequence[RowPart | None]) -> RowPart | None:

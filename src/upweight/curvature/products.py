@@ -32,7 +32,7 @@ from upweight.sources import leaves
 __all__ = ["EmpiricalFisher", "Fisher", "GaussNewton", "Hessian"]
 
 Product = Callable[[Tensor], Tensor]
-PASSES = 3
+PASSES = 5
 
 
 class _RiskCurvature(MeanOperator):
@@ -64,8 +64,12 @@ class _RiskCurvature(MeanOperator):
         total = rows * self.risk.objective.l2
         with math_attention():
             for batch, share in self.risk.batches():
-                total += self.product(batch, share)(rows)
+                self._add(batch, share, rows, total)
         return total
+
+    def _add(self, batch: Batch, share: Tensor, rows: Tensor, total: Tensor) -> None:
+        """Add the product of one batch to what there is, in place."""
+        total += self.product(batch, share)(rows)
 
     @final
     def apply_sampled(self, rows: Tensor, positions: Tensor) -> Tensor:
@@ -75,7 +79,7 @@ class _RiskCurvature(MeanOperator):
         with math_attention():
             for group, where in enumerate(positions):
                 batch, share = self.risk.at(where)
-                total[group] += self.product(batch, share * scale)(rows[group])
+                self._add(batch, share * scale, rows[group], total[group])
         return total
 
     @final
@@ -121,27 +125,22 @@ class GaussNewton(_RiskCurvature):
         risk: the objective and its data.
     """
 
-    def product(self, batch: Batch, share: Tensor) -> Product:
+    def _add(self, batch: Batch, share: Tensor, rows: Tensor, total: Tensor) -> None:
         """By the layers' factors where that is cheaper, otherwise by both modes of autograd.
 
         Factors cost a backward pass per column of the loss's root, and hardly more for more rows;
-        autograd costs about three passes per row.
+        autograd costs about as much as five of them per row.
         """
         layout = self._layout
         columns = None if layout.general else self._columns(batch)
-
-        def either(rows: Tensor) -> Tensor:
-            if columns is None or columns + 1 > PASSES * len(rows):
-                return self._by_modes(batch, share)(rows)
-            # The factors of all columns are there at once.
-            size = max(1, budget() // 4 // (max(layout.row_bytes // 2, 1) * (columns + 1)))
-            total = torch.zeros_like(rows)
-            for start in range(0, len(batch), size):
-                some = slice(start, start + size)
-                total += _by_factors(self.risk.objective, batch.part(some), share[some], rows)
-            return total
-
-        return either
+        if columns is None or columns > PASSES * len(rows):
+            super()._add(batch, share, rows, total)
+            return
+        # The factors of all columns are there at once.
+        size = max(1, budget() // 4 // (max(layout.row_bytes // 2, 1) * (columns + 1)))
+        for start in range(0, len(batch), size):
+            some = slice(start, start + size)
+            _add_by_factors(self.risk.objective, batch.part(some), share[some], (rows, total))
 
     @cached_property
     def _layout(self) -> Layout:
@@ -168,7 +167,7 @@ class GaussNewton(_RiskCurvature):
         except LossError:
             return None
 
-    def _by_modes(self, batch: Batch, share: Tensor) -> Product:
+    def product(self, batch: Batch, share: Tensor) -> Product:
         """Forward mode to the outputs, the loss's curvature there, reverse mode back."""
         objective = self.risk.objective
         outputs, row = _at(objective, batch)
@@ -187,19 +186,20 @@ class GaussNewton(_RiskCurvature):
         return lambda rows: map_rows(single, rows)
 
 
-def _by_factors(objective: Objective, batch: Batch, share: Tensor, rows: Tensor) -> Tensor:
-    """Σ_ib share_i v vᵀ times rows, v = J_iᵀ b over examples i and columns b of the root."""
+def _add_by_factors(
+    objective: Objective, batch: Batch, share: Tensor, product: tuple[Tensor, Tensor]
+) -> None:
+    """Add Σ_ib share_i v vᵀ times rows to a total, v = J_iᵀ b of examples i and columns b."""
+    rows, total = product
     found = [gradients for gradients, _ in Columns().gradients(observe(objective, batch))]
     columns = zip(*(one.terms for one in found), strict=True)
     parts = [(block, rows_of(block, c)) for block, c in zip(found[0].blocks, columns, strict=True)]
     known = [(block, part) for block, part in parts if part is not None]
-    weights = sum(part.dot(block.read(rows)) for block, part in known)
+    weights = sum(part.dot(*block.views(rows)) for block, part in known)
     assert isinstance(weights, Tensor)
     weights *= share.repeat_interleave(len(found))[:, None]
-    total = torch.zeros_like(rows)
     for block, part in known:
-        block.write(total, part.combine(weights.T))
-    return total
+        part.add(weights.T, *block.views(total))
 
 
 @final

@@ -5,7 +5,7 @@ gradients G_i is the generalised Gauss-Newton matrix, and with v_i = ∂ℓ_i/�
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -16,8 +16,9 @@ from upweight.errors import InputError
 from upweight.gradients import Observation
 from upweight.linalg import BlockGradients
 
-__all__ = ["Columns", "Draws", "Labels", "Slopes", "random_bits", "uniform"]
+__all__ = ["Columns", "Draws", "Labels", "Slopes", "principal", "random_bits", "uniform"]
 
+MOST_TURNED = 32  # columns: an eigendecomposition of so many per example costs less than passes
 _MIX = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB86659FD93)
 
 
@@ -117,9 +118,31 @@ class Columns(Slopes):
 
     def gradients(self, seen: Observation) -> Iterator[tuple[BlockGradients, float]]:
         """One after another, from one forward pass."""
-        columns = seen.objective.loss.columns(seen.outputs, seen.batch.targets)
+        columns = principal(seen.objective.loss.columns(seen.outputs, seen.batch.targets))
         for number, slope in enumerate(columns):
             yield seen.pulled(slope, keep=number + 1 < len(columns)), 1.0
+
+
+def principal(columns: Sequence[Tensor]) -> list[Tensor]:
+    """Orthogonal columns ``[n, ...]`` with the same Σ_k b_k b_kᵀ, an example's longest first.
+
+    Those that are 0 up to rounding in all examples are left out: of c classes, c − 1 are left, and
+    of examples that waver between two classes, one.
+
+    Example:
+        >>> columns = [torch.tensor([[0.5, -0.5]]), torch.tensor([[-0.5, 0.5]])]
+        >>> [column.abs().round(decimals=4) for column in principal(columns)]
+        [tensor([[0.7071, 0.7071]])]
+    """
+    if len(columns) > MOST_TURNED:
+        return list(columns)
+    stacked = torch.stack([column.flatten(1) for column in columns], 2)
+    wide = stacked.double()
+    squares, turns = torch.linalg.eigh(wide.mT @ wide)
+    least = torch.finfo(stacked.dtype).eps * squares.sum(1, keepdim=True)
+    kept = max(1, int((squares > least).any(0).sum()))
+    turned = (wide @ turns[..., -kept:]).flip(2).to(stacked.dtype)
+    return [column.view_as(columns[0]) for column in turned.unbind(2)]
 
 
 @final

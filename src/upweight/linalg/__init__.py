@@ -2,7 +2,6 @@
 
 from upweight.linalg.block import Block
 from upweight.linalg.blocks import BlockGradients, BlockRows, Outer
-from upweight.linalg.cg import CG
 from upweight.linalg.cholesky import Cholesky, CholeskyInverse
 from upweight.linalg.cost import Cost, Load
 from upweight.linalg.eigen import Eigen, EigenInverse
@@ -13,14 +12,21 @@ from upweight.linalg.kronecker import (
     Spectra,
     Spectral,
 )
-from upweight.linalg.operator import Dense, Identity, MeanOperator, Operator, Shifted, unshifted
+from upweight.linalg.operator import (
+    Dense,
+    Identity,
+    MeanOperator,
+    Operator,
+    Recycled,
+    Shifted,
+    unshifted,
+)
 from upweight.linalg.solution import Solution, Status
 from upweight.linalg.solver import Inverse, Solver
 from upweight.linalg.values import DenseGradients, FactoredGradients, Gradients, Pieces, RowValues
 from upweight.linalg.woodbury import Woodbury
 
 __all__ = [
-    "CG",
     "Block",
     "BlockGradients",
     "BlockRows",
@@ -43,6 +49,7 @@ __all__ = [
     "Operator",
     "Outer",
     "Pieces",
+    "Recycled",
     "RowValues",
     "Shifted",
     "Solution",

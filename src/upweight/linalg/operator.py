@@ -1,7 +1,7 @@
 """Symmetric operators on rows: what can be applied, composed and made dense."""
 
 from abc import ABC, abstractmethod
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch import Tensor
 from upweight.bars import track
 from upweight.errors import InputError
 
-__all__ = ["Dense", "Identity", "MeanOperator", "Operator", "Shifted", "unshifted"]
+__all__ = ["Dense", "Identity", "MeanOperator", "Operator", "Recycled", "Shifted", "unshifted"]
 
 CHUNK = 64
 PROBES = 32
@@ -131,11 +131,34 @@ class Shifted(Operator):
         return dense
 
 
+@final
+class Recycled(Operator):
+    """A, whose solver keeps the directions it multiplied for solves of A + λ at other λ.
+
+    Args:
+        base: A.
+        kept: where they are kept; known to the solver alone.
+    """
+
+    def __init__(self, base: Operator, kept: Any) -> None:
+        self.base, self.kept = base, kept
+        self.size, self.dtype, self.device = base.size, base.dtype, base.device
+
+    def apply(self, rows: Tensor) -> Tensor:
+        """Rows times A."""
+        return self.base.apply(rows)
+
+    def trace(self) -> float:
+        """That of A."""
+        return self.base.trace()
+
+
 def unshifted(operator: Operator) -> tuple[Operator, float]:
     """A and λ of an operator A + λ."""
-    if isinstance(operator, Shifted):
-        return operator.base, operator.shift
-    return operator, 0.0
+    base, shift = (
+        (operator.base, operator.shift) if isinstance(operator, Shifted) else (operator, 0.0)
+    )
+    return (base.base if isinstance(base, Recycled) else base), shift
 
 
 class MeanOperator(Operator):

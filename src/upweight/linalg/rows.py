@@ -2,27 +2,32 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from upweight.linalg.block import Block
-from upweight.linalg.blocks import Outer, form, pieces, times
+from upweight.linalg.blocks import Outer, form, pieces
 
 __all__ = ["FormedRows", "ProductRows", "RowPart", "rows_of"]
 
 
 class RowPart(ABC):
-    """V of one block: m matrices ``[g, o, i]``, seen as rows."""
+    """V of one block: m matrices ``[g, o, i]``, seen as rows.
+
+    Matrices they are multiplied with or added to are views of parameter rows, as ``Block.views``
+    makes them, with a bias apart: nothing of the size of parameter rows is copied.
+    """
 
     @abstractmethod
-    def dot(self, rows: Tensor) -> Tensor:
-        """Products ``[m, q]`` with matrices ``[q, g, o, i]``."""
+    def dot(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Products ``[m, q]`` with weights ``[q, g, o, i]`` and biases ``[q, g, o]``."""
 
     @abstractmethod
-    def combine(self, weights: Tensor) -> Tensor:
-        """Sums with weights ``[q, m]``: matrices ``[q, g, o, i]``."""
+    def add(self, weights: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        """Add the sums with weights ``[q, m]`` to weights and biases, in place."""
 
     @abstractmethod
     def gram(self) -> Tensor:
@@ -42,32 +47,42 @@ class FormedRows(RowPart):
     """Matrices that exist.
 
     Args:
-        matrices: ``[m, g, o, i]``.
+        matrices: ``[m, g, o, i]``, without the column of a bias.
+        last: the column of the bias, ``[m, g, o]``.
     """
 
-    def __init__(self, matrices: Tensor) -> None:
-        self.flat, self.shape = matrices.flatten(1), matrices.shape[1:]
+    def __init__(self, matrices: Tensor, last: Tensor | None = None) -> None:
+        self.matrices, self.last = matrices, last
 
-    def dot(self, rows: Tensor) -> Tensor:
+    def dot(self, weight: Tensor, bias: Tensor | None) -> Tensor:
         """One product."""
-        return self.flat @ rows.flatten(1).T
+        products = self.matrices.flatten(1) @ weight.flatten(1).T
+        if self.last is not None and bias is not None:
+            products.addmm_(self.last.flatten(1), bias.flatten(1).T)
+        return products
 
-    def combine(self, weights: Tensor) -> Tensor:
+    def add(self, weights: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         """One product."""
-        return (weights @ self.flat).view(-1, *self.shape)
+        weight += (weights @ self.matrices.flatten(1)).view(weight.shape)
+        if self.last is not None and bias is not None:
+            bias += (weights @ self.last.flatten(1)).view(bias.shape)
 
     def gram(self) -> Tensor:
         """One product."""
-        return self.flat @ self.flat.T
+        parts = [part.flatten(1) for part in (self.matrices, self.last) if part is not None]
+        inner = parts[0] @ parts[0].T
+        return inner if self.last is None else inner.addmm_(parts[1], parts[1].T)
 
     def bytes(self) -> int:
         """Of the matrices."""
-        return self.flat.nbytes
+        return self.matrices.nbytes + (0 if self.last is None else self.last.nbytes)
 
     def joined(self, others: Sequence["FormedRows"]) -> "FormedRows":
         """One below the other."""
-        flat = torch.cat([self.flat, *(other.flat for other in others)])
-        return FormedRows(flat.view(-1, *self.shape))
+        every = [self, *others]
+        lasts = [part.last for part in every if part.last is not None]
+        matrices = torch.cat([part.matrices for part in every])
+        return FormedRows(matrices, torch.cat(lasts) if lasts else None)
 
 
 @final
@@ -76,41 +91,40 @@ class ProductRows(RowPart):
 
     Args:
         left: l, ``[n, c, o]``.
-        right: r with one position, ``[1, n, 1, i]``.
+        right: r, ``[n, i]``, without the 1 of a bias.
         ones: whether a last column of r is 1 and left out.
     """
 
     def __init__(self, left: Tensor, right: Tensor, *, ones: bool) -> None:
         self.left, self.right, self.ones = left, right, ones
 
-    def dot(self, rows: Tensor) -> Tensor:
+    def dot(self, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Matrices times r first, for all c at once, then times l."""
-        q, _, o, i = rows.shape
-        matrix = rows[:, 0].permute(2, 0, 1).reshape(1, i, q * o)
+        q, _, o, _ = weight.shape
         found = []
-        for piece in pieces(len(self.left), q * o * rows.element_size()):
-            turned = times(self.right[:, piece], matrix, ones=self.ones).view(-1, q, o)
-            found.append(torch.matmul(self.left[piece], turned.mT))
-        return torch.cat(found).flatten(0, 1)
+        for piece in pieces(len(self.left), q * o * self.left.element_size()):
+            turned = torch.matmul(self.right[piece], weight[:, 0].mT)
+            found.append(torch.matmul(self.left[piece], turned.permute(1, 2, 0)))
+        products = torch.cat(found)
+        if self.ones and bias is not None:
+            products += self.left @ bias[:, 0].T
+        return products.flatten(0, 1)
 
-    def combine(self, weights: Tensor) -> Tensor:
-        """Σ_n (Σ_c w_nc l_nc) ⊗ r_n: one product over the examples for all rows of weights."""
+    def add(self, weights: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        """Σ_n (Σ_c w_nc l_nc) ⊗ r_n: one product over the examples for each row of weights."""
         (n, c, o), q = self.left.shape, len(weights)
-        right, spread = self.right[0, :, 0], weights.view(q, n, c).transpose(0, 1)
-        total, last = right.new_zeros(q * o, right.shape[1]), right.new_zeros(q * o)
-        for piece in pieces(n, q * o * right.element_size()):
-            scaled = torch.matmul(spread[piece], self.left[piece]).flatten(1)
-            total.addmm_(scaled.T, right[piece])
-            if self.ones:
-                last += scaled.sum(0)
-        matrix = torch.cat([total, last[:, None]], 1) if self.ones else total
-        return matrix.view(q, 1, o, -1)
+        spread = weights.view(q, n, c).transpose(0, 1)
+        for piece in pieces(n, q * o * self.left.element_size()):
+            scaled, right = torch.matmul(spread[piece], self.left[piece]), self.right[piece]
+            for k, matrix in enumerate(weight[:, 0]):
+                matrix.addmm_(scaled[:, k].T, right)
+            if self.ones and bias is not None:
+                bias[:, 0] += scaled.sum(0)
 
     def gram(self) -> Tensor:
         """(L Lᵀ) ∘ (R Rᵀ)."""
         c, flat = self.left.shape[1], self.left.flatten(0, 1)
-        right = self.right[0, :, 0]
-        inner = right @ right.T
+        inner = self.right @ self.right.T
         inner = inner + 1 if self.ones else inner
         if c > 1:
             inner = inner.repeat_interleave(c, 0).repeat_interleave(c, 1)
@@ -124,7 +138,7 @@ class ProductRows(RowPart):
         """One below the other."""
         every = [self, *others]
         left = torch.cat([part.left for part in every])
-        return ProductRows(left, torch.cat([part.right for part in every], 1), ones=self.ones)
+        return ProductRows(left, torch.cat([part.right for part in every]), ones=self.ones)
 
 
 def rows_of(block: Block, columns: Sequence[Sequence[Outer]]) -> RowPart | None:
@@ -142,13 +156,19 @@ def rows_of(block: Block, columns: Sequence[Sequence[Outer]]) -> RowPart | None:
         return None
     if block.groups == 1 and _shares_right(columns):
         left = torch.stack([terms[0].left[0, :, 0] for terms in columns], 1)
-        return ProductRows(left, first[0].right, ones=first[0].ones)
+        return ProductRows(left, first[0].right[0, :, 0], ones=first[0].ones)
     n, like = first[0].right.shape[1], first[0].right
-    matrices = like.new_empty(n, len(columns), *block.shape)
-    for piece in pieces(n, block.size * like.element_size()):
-        for c, terms in enumerate(columns):
-            matrices[piece, c] = form([term.part(piece) for term in terms], block.outputs)
-    return FormedRows(matrices.flatten(0, 1))
+    g, o, i = block.shape
+    matrices = like.new_empty(n, len(columns), g, o, i - first[0].ones)
+    for c, terms in enumerate(columns):
+        bare = [replace(term, ones=False) for term in terms]
+        for piece in pieces(n, block.size * like.element_size()):
+            matrices[piece, c] = form([term.part(piece) for term in bare], o)
+    if not first[0].ones:
+        return FormedRows(matrices.flatten(0, 1))
+    sums = [torch.stack([term.left.sum(2) for term in terms]).sum(0) for terms in columns]
+    lasts = torch.stack([part.transpose(0, 1) for part in sums], 1)
+    return FormedRows(matrices.flatten(0, 1), lasts.flatten(0, 1))
 
 
 def _shares_right(columns: Sequence[Sequence[Outer]]) -> bool:

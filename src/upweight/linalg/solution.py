@@ -23,6 +23,7 @@ class Status(StrEnum):
     NOT_CONVERGED = "not converged"
     NEGATIVE_CURVATURE = "negative curvature"
     DIVERGED = "diverged"
+    ENDED = "ended as asked"
 
 
 _REMEDY: dict[Status, tuple[type[UpweightError], str]] = {
@@ -56,6 +57,7 @@ class Solution(Generic[Value]):
         status: why each row stopped.
         steps: iterations, or 0 for a direct solve.
         error: estimated relative error of each row, ``[m]``, where the solver is random.
+        detail: of rows that did not converge: the rule that ended them, or how far A bends down.
     """
 
     value: Value
@@ -63,6 +65,7 @@ class Solution(Generic[Value]):
     status: tuple[Status, ...]
     steps: int = 0
     error: Tensor | None = None
+    detail: str = ""
 
     def caveats(self) -> tuple[str, ...]:
         """What a reader of results must know: the noise of a random solver, and failed rows."""
@@ -70,11 +73,21 @@ class Solution(Generic[Value]):
         if self.error is not None and bool(torch.isfinite(self.error).any()):
             worst = float(self.error.nan_to_num().max())
             found.append(f"standard error of the solves ≤ {worst:.1%}")
-        failed = [status for status in self.status if status != Status.CONVERGED]
+        ended = [row for row, status in enumerate(self.status) if status == Status.ENDED]
+        if ended:
+            found.append(
+                f"{len(ended)} of {len(self.status)} solves ended by {self.detail}, at relative "
+                f"residuals up to {float(self.residual[ended].max()):.1e}"
+            )
+        failed = self._failed()
         if failed:
-            kinds = ", ".join(sorted({status.value for status in failed}))
+            kinds = ", ".join(sorted({self.status[row].value for row in failed}))
             found.append(f"{len(failed)} of {len(self.status)} solves accepted although {kinds}")
         return tuple(found)
+
+    def _failed(self) -> list[int]:
+        fine = (Status.CONVERGED, Status.ENDED)
+        return [row for row, status in enumerate(self.status) if status not in fine]
 
     def require(self) -> Value:
         """The rows, if every one was solved.
@@ -82,7 +95,7 @@ class Solution(Generic[Value]):
         Raises:
             NotConvergedError, IndefiniteError: with the worst row's residual and the remedy.
         """
-        failed = [row for row, status in enumerate(self.status) if status != Status.CONVERGED]
+        failed = self._failed()
         if not failed:
             return self.value
         residual = self.residual[failed]
@@ -92,6 +105,7 @@ class Solution(Generic[Value]):
         raise kind(
             f"{len(failed)} of {len(self.status)} solves failed: {status.value} after {self.steps} "
             f"steps with relative residual {float(self.residual[worst]):.1e}. {remedy} "
+            f"{self.detail}{' ' if self.detail else ''}"
             "Pass accept=True to keep the result all the same; it will say so."
         )
 

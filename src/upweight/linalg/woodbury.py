@@ -1,6 +1,6 @@
 """The inverse of a diagonal plus few outer products, block by block."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import final
 
 import torch
@@ -24,10 +24,12 @@ class Woodbury(Operator):
     Args:
         blocks: all of them together hold every parameter once.
         parts: V in each block, m rows; None where it is 0.
-        shifts: D of each block, positive.
+        diagonal: D of each block, positive with the shift.
+        shift: λ, added to all of D.
+        grams: sums of V Vᵀ over the blocks of one D, by that D; made anew by default.
 
     Raises:
-        IndefiniteError: a shift is not positive.
+        IndefiniteError: D is not positive.
 
     Example:
         >>> import torch
@@ -44,42 +46,53 @@ class Woodbury(Operator):
         self,
         blocks: Sequence[Block],
         parts: Sequence[RowPart | None],
-        shifts: Sequence[float],
+        diagonal: Sequence[float],
+        *,
+        shift: float = 0.0,
+        grams: Mapping[float, Tensor] | None = None,
     ) -> None:
-        if not all(shift > 0 for shift in shifts):
+        self.blocks, self.parts, self.diagonal = tuple(blocks), tuple(parts), tuple(diagonal)
+        self.shift, self.shifts = shift, [d + shift for d in self.diagonal]
+        if not all(d > 0 for d in self.shifts):
             raise IndefiniteError(
                 "A diagonal plus few outer products is inverted only where the diagonal is "
                 "positive. Add damping, or the l2 that the model was trained with."
             )
-        self.blocks, self.parts, self.shifts = tuple(blocks), tuple(parts), tuple(shifts)
         self.size = sum(block.size for block in blocks)
-        grams = [
-            part.gram() / shift
-            for part, shift in zip(self.parts, self.shifts, strict=True)
-            if part is not None
-        ]
-        kernel = grams[0]
-        for gram in grams[1:]:
+        self.grams = _grams(self.parts, self.diagonal) if grams is None else grams
+        scaled = [gram / (d + shift) for d, gram in self.grams.items()]
+        kernel = scaled[0]
+        for gram in scaled[1:]:
             kernel += gram
         self.dtype, self.device = kernel.dtype, kernel.device
         kernel.diagonal().add_(1)
-        self.factor = torch.linalg.cholesky(kernel)
+        self.factor = torch.linalg.cholesky(kernel, out=kernel)
+
+    def damped(self, shift: float) -> "Woodbury":
+        """The same with another λ, which costs a factorisation."""
+        return Woodbury(self.blocks, self.parts, self.diagonal, shift=shift, grams=self.grams)
 
     def apply(self, rows: Tensor) -> Tensor:
         """The inverse times rows ``[q, p]``."""
-        rows = rows.to(self.dtype)
-        read = [block.read(rows) / d for block, d in zip(self.blocks, self.shifts, strict=True)]
-        products = sum(
-            part.dot(matrices)
-            for part, matrices in zip(self.parts, read, strict=True)
-            if part is not None
-        )
+        out = rows.to(self.dtype, copy=True)
+        for block, d in zip(self.blocks, self.shifts, strict=True):
+            for view in block.views(out):
+                if view is not None:
+                    view /= d
+        known = [(b, v) for b, v in zip(self.blocks, self.parts, strict=True) if v is not None]
+        products = sum(part.dot(*block.views(out)) for block, part in known)
         assert isinstance(products, Tensor)
         weights = torch.cholesky_solve(products, self.factor).T
-        out = torch.empty_like(rows)
-        for block, part, d, matrices in zip(
-            self.blocks, self.parts, self.shifts, read, strict=True
-        ):
-            taken = 0.0 if part is None else part.combine(weights) / d
-            block.write(out, matrices - taken)
+        for block, part, d in zip(self.blocks, self.parts, self.shifts, strict=True):
+            if part is not None:
+                part.add(weights / -d, *block.views(out))
         return out
+
+
+def _grams(parts: Sequence[RowPart | None], diagonal: Sequence[float]) -> dict[float, Tensor]:
+    """Σ V Vᵀ over the blocks of one D, by that D."""
+    found: dict[float, Tensor] = {}
+    for part, d in zip(parts, diagonal, strict=True):
+        if part is not None:
+            found[d] = found[d].add_(part.gram()) if d in found else part.gram()
+    return found

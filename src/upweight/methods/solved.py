@@ -2,9 +2,9 @@
 
 from upweight.curvature import FirstOf, Leading, Sketch
 from upweight.gradients import last_layer
-from upweight.linalg import CG, Cholesky, Spectral
+from upweight.linalg import Cholesky, Spectral
 from upweight.methods.method import Method
-from upweight.solvers import DataInf, Kronecker, Lanczos, LiSSA, Nystrom
+from upweight.solvers import CG, DataInf, Kronecker, Lanczos, LiSSA, Nystrom
 from upweight.weighing import without_loss
 
 __all__ = ["ROWS"]

@@ -1,6 +1,7 @@
 """Convolutions of one, two and three dimensions: patches are the right factors."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -89,10 +90,12 @@ def convolve(watch: Watch, given: Given) -> Tensor:
     kernel, outputs, count = weight.shape[2:], weight.shape[0], watch.count
     x, settings = given.input.detach(), _settings(given, kernel)
 
+    @cache
+    def right() -> Tensor:  # the same for all slopes: made once for many backward passes
+        return _grouped(patches(x, kernel, settings), groups, len(x) // count)
+
     def factors(slope: Tensor) -> Outer:
-        left, right = slope.flatten(2), patches(x, kernel, settings)
-        pictures = len(slope) // count
-        return Outer(_grouped(left, groups, pictures), _grouped(right, groups, pictures))
+        return Outer(_grouped(slope.flatten(2), groups, len(slope) // count), right())
 
     shape = (groups, outputs // groups, weight[0].numel())
     use = None if name is None else Use(name, shape, factors, bias=known)

@@ -53,6 +53,14 @@ class Contest:
         train_ids: ``[N]``.
         shares: of each training example in the mean, ``[N]``.
         helpful: +1 where the loss of a helpful example raises the measure, −1 where it lowers it.
+
+    Example:
+        >>> scores = np.random.default_rng(0).normal(size=(2, 12))
+        >>> ours = Contender("exact", "these scores", scores, sized=True)
+        >>> contest = Contest((ours,), np.arange(2), np.arange(12), np.full(12, 1 / 12), 1)
+        >>> found = contest.finding(Question("this model", "each"), np.eye(12, dtype=bool), scores)
+        >>> print(found.ours.order)
+        1.00 [1.00, 1.00]
     """
 
     contenders: tuple[Contender, ...]

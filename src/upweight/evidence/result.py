@@ -40,6 +40,18 @@ class Evidence:
         truth: how the actual changes were made.
         cost: trainings and seconds.
         notes: what limits the evidence, and baselines that these data do not have.
+
+    Example:
+        >>> import torch, upweight as uw
+        >>> from upweight.reference import ridge
+        >>> x = torch.randn(40, 2, dtype=torch.float64)
+        >>> y, share = x.sum(1) + torch.randn(40), torch.full((40,), 1 / 40, dtype=torch.float64)
+        >>> model = torch.nn.Linear(2, 1, bias=False, dtype=torch.float64)
+        >>> model.weight.data[0] = ridge(x, y, 0.1, share)
+        >>> inf = uw.Influence(model, (x, y), loss="mean_squared_error", l2=0.1)
+        >>> found = inf.evidence((x[:3], y[:3]), budget="1 s")
+        >>> found.verdict.grade, found.findings[0].trials
+        ('good', 'random examples, one at a time')
     """
 
     findings: tuple[Finding, ...]

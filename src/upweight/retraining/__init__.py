@@ -2,6 +2,7 @@
 
 from upweight.retraining.functions import Own
 from upweight.retraining.optimisers import SGD, Adam, AdamW, Optimiser
+from upweight.retraining.recipes import fit
 from upweight.retraining.refits import Refit
 from upweight.retraining.retrain import How, retrain
 from upweight.retraining.schedules import Constant, Cosine, Drops, Linear
@@ -28,6 +29,7 @@ __all__ = [
     "Training",
     "Trials",
     "Truth",
+    "fit",
     "retrain",
     "shuffled",
 ]

@@ -1,5 +1,7 @@
 """The fastest way to train many models on this machine, by timed steps."""
 
+import math
+from contextlib import closing
 from dataclasses import replace
 from typing import final
 
@@ -15,13 +17,15 @@ from upweight.retraining.trials import Trials
 
 __all__ = ["chunks", "fastest"]
 
-MOST, GAIN, TIMED = 256, 0.97, 2
-WORTH = 0.05
+MOST, GAIN, MISSES = 256, 0.97, 2
+TIMED, SECONDS, SHARE = 3, 0.5, 0.05
 
 
 @final
 class _Race:
     """Candidates against the best so far; what is wrong or slower is out.
+
+    It may take half a second, or a twentieth of what one model after the other would take.
 
     Args:
         trainer: of the models.
@@ -30,8 +34,11 @@ class _Race:
 
     def __init__(self, trainer: Trainer, trials: Trials) -> None:
         self.trainer, self.trials = trainer, trials
-        self.bytes, (self._truth, _) = peak_bytes(lambda: self._first(ONE))
+        self.bytes, self._truth = peak_bytes(lambda: self._first(ONE))
+        self._spent = 0.0
         self.best, self.least = ONE, self._seconds(ONE)
+        steps = trainer.training.steps(len(trainer.risk.data))
+        self._limit = max(SECONDS, SHARE * self.least * steps * len(trials))
 
     def _part(self, way: Way) -> Trials:
         """Some trials for a way: the last of the largest seed, as the first are of all data."""
@@ -39,43 +46,49 @@ class _Race:
         order = np.argsort(self.trials.seeds == seeds[counts.argmax()], kind="stable")
         return self.trials.take(order[::-1][: way.at_once])
 
-    def _first(self, way: Way) -> tuple[dict[str, torch.Tensor], int]:
-        """Gradients of the first model at the first step, and how many there were."""
-        steps = self.trainer.steps(self._part(way), way)
-        blocks, _ = next(steps)
-        steps.close()  # type: ignore[attr-defined]
-        found = {
-            name: block.grad[0].clone() for name, block in blocks.items() if block.grad is not None
-        }
-        return found, len(next(iter(blocks.values())))
+    def _first(self, way: Way) -> dict[str, torch.Tensor]:
+        """Gradients of the first model at the first step."""
+        with closing(self.trainer.steps(self._part(way), way)) as steps:
+            blocks, _ = next(steps)
+        named = {name: block.grad for name, block in blocks.items()}
+        return {name: slope[0].clone() for name, slope in named.items() if slope is not None}
 
     def _seconds(self, way: Way) -> float:
         """Of a step, for each model."""
-        part = self._part(way)
-        steps = self.trainer.steps(part, way)
-        times = [elapsed(lambda: next(steps, None))[0] for _ in range(1 + TIMED)]
-        steps.close()  # type: ignore[attr-defined]
+        part, device = self._part(way), self.trainer.risk.objective.space.device
+        with closing(self.trainer.steps(part, way)) as steps:
+
+            def step() -> None:
+                next(steps, None)
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+
+            times = [elapsed(step)[0] for _ in range(1 + TIMED)]
+        self._spent += sum(times)
         return min(times[1:]) / len(part)
 
-    def fits(self, at_once: int) -> bool:
-        """Whether so many models stay within the memory budget."""
-        return self.bytes * at_once <= budget()
+    def worth(self, at_once: int) -> bool:
+        """Whether so many models fit the memory budget, and a look at them into its time."""
+        cost = (2 + TIMED) * at_once * self.least
+        return self.bytes * at_once <= budget() and self._spent + cost <= self._limit
 
-    def enter(self, way: Way) -> bool:
-        """Time a way, and keep it if it is the best; whether more models may be faster still."""
+    def enter(self, way: Way) -> float:
+        """Seconds of a step for each model, infinite for what gives other gradients or cannot run.
+
+        The best is kept.
+        """
         try:
-            found, _ = self._first(way)
+            found = self._first(way)
         except (RuntimeError, ValueError, NotImplementedError):
-            return False
+            return math.inf
         tolerance = 1e-8 if next(iter(found.values())).dtype == torch.float64 else 1e-2
         for name, truth in self._truth.items():
             if not bool((found[name] - truth).norm() <= tolerance * truth.norm() + 1e-12):
-                return False
+                return math.inf
         spent = self._seconds(way)
-        better = spent < GAIN * self.least
-        if better:
+        if spent < GAIN * self.least:
             self.best, self.least = way, spent
-        return better
+        return spent
 
 
 def fastest(trainer: Trainer, trials: Trials) -> Way:
@@ -109,10 +122,11 @@ def _enter(race: _Race, form: type[Slopes], first: int) -> None:
     common = int(np.unique(race.trials.seeds, return_counts=True)[1].max())
     for together in (False, True):
         at_once, most = first, common if together else len(race.trials)
-        while at_once <= min(MOST, most) and race.fits(at_once):
-            better = race.enter(Way(form, form.name, at_once, together))
-            if not better and at_once > 2:
-                break
+        least, misses = math.inf, 0
+        while at_once <= min(MOST, most) and misses < MISSES and race.worth(at_once):
+            spent = race.enter(Way(form, form.name, at_once, together))
+            misses = 0 if spent < GAIN * least else misses + 1
+            least = min(least, spent)
             at_once *= 2
 
 

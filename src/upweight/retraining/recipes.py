@@ -3,7 +3,11 @@
 from collections.abc import Iterator
 from typing import Any, final
 
+from torch import nn
+
 from upweight.bars import track
+from upweight.data import Data
+from upweight.objective import Objective
 from upweight.retraining.choosing import chunks, fastest
 from upweight.retraining.runs import Asked, Outcome, Run, distance
 from upweight.retraining.starts import Fresh
@@ -12,7 +16,33 @@ from upweight.retraining.training import Training
 from upweight.retraining.trials import Trials
 from upweight.risk import Risk
 
-__all__ = ["ByRecipe"]
+__all__ = ["ByRecipe", "fit"]
+
+
+def fit(objective: Objective, train: Any, training: Training) -> nn.Module:
+    """Train a copy of the objective's module by a recipe, with the recipe's own seed.
+
+    ``Influence.retrain`` with the same recipe then answers for this very model.
+
+    Args:
+        objective: what is minimised, of a module of any weights.
+        train: what it is trained on, as for ``Influence``.
+        training: the recipe.
+
+    Returns:
+        The trained copy, in the mode of the module.
+
+    Example:
+        >>> import torch
+        >>> from upweight.retraining import SGD
+        >>> x, y = torch.randn(20, 3), torch.arange(20) % 2
+        >>> objective = Objective(nn.Linear(3, 2), "cross_entropy", l2=0.1)
+        >>> fit(objective, (x, y), Training(2, 5, SGD(0.1)))
+        Linear(in_features=3, out_features=2, bias=True)
+    """
+    risk = Risk(objective, Data.of(train))
+    trainer, whole = Trainer(risk, training), Trials.whole(len(risk.data), [training.seed])
+    return next(trainer.run(whole, fastest(trainer, whole)))
 
 
 @final

@@ -1,7 +1,8 @@
 """Training models by a recipe, many at once where that is the faster way."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import final
@@ -131,7 +132,7 @@ class Trainer:
             for name in self.risk.objective.space.shapes
         }
 
-    def steps(self, trials: Trials, way: Way) -> Iterator[tuple[Blocks, nn.Module]]:
+    def steps(self, trials: Trials, way: Way) -> Generator[tuple[Blocks, nn.Module], None, None]:
         """Parameters ``[m, *shape]`` with their gradients, and the module, after every step."""
         seeds, recipe = trials.seeds.tolist(), self.training
         blocks, module = self._blocks(seeds), self.module(seeds[0])
@@ -154,7 +155,7 @@ class Trainer:
         Yields:
             one module, with the parameters of each trial in turn.
         """
-        *_, (blocks, module) = self.steps(trials, way)
+        ((blocks, module),) = deque(self.steps(trials, way), maxlen=1)
         model = copy.deepcopy(module)
         for one, known in zip(model.modules(), self.risk.objective.model.modules(), strict=True):
             one.training = known.training

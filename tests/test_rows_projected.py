@@ -41,7 +41,7 @@ from upweight.projections import (
     compression_of,
 )
 from upweight.projections.entries import RandomProjection
-from upweight.projections.lifted import Lifted, Stored
+from upweight.projections.lifted import Lifted, ProjectedRows, Stored
 from upweight.projections.lowrank import RankFactors
 from upweight.projections.operator import Projected
 from upweight.projections.projection import Unprojected
@@ -374,6 +374,19 @@ def test_a_projection_and_its_transpose_are_one_matrix(entries):
     assert not torch.equal(
         matrix_of(projection), matrix_of(RandomProjection(replace(entries, seed=77), row_of(30)))
     )
+
+
+@every_entries
+def test_many_queries_stay_projected_and_score_alike(entries, monkeypatch):
+    risk = named("convolution").risk()
+    inf = front(risk, row("trak", ProjectedKernel(entries, "margin")))
+    few = inf.explain(risk.data).values
+    assert isinstance(inf._made.precondition(risk.data, "loss", accept=False)[0], Tensor)
+    monkeypatch.setattr(type(entries), "work", 3)
+    rows = inf._made.precondition(risk.data, "loss", accept=False)[0]
+    assert isinstance(rows, ProjectedRows)
+    assert len(rows) == 7
+    close(inf.explain(risk.data).values, few, rtol=1e-11)
 
 
 @every_case

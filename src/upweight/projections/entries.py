@@ -11,8 +11,10 @@ from torch import Tensor
 from upweight.curvature.slopes import random_bits
 from upweight.errors import InputError
 from upweight.gradients import Gradients
+from upweight.linalg import RowValues
 from upweight.linalg.blocks import pieces
 from upweight.linalg.columns import columns
+from upweight.projections.lifted import ProjectedRows
 from upweight.projections.projection import Projection, Unprojected
 from upweight.risk import Risk
 
@@ -21,6 +23,7 @@ __all__ = ["Entries", "GaussianEntries", "RademacherEntries", "RandomProjection"
 WORD = 8
 # Sums of so many examples stay in the cache.
 ROWS = 512
+ADDITION = 16
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,11 @@ class Entries(ABC):
 
     @property
     @abstractmethod
-    def drawn(self) -> int:
-        """Numbers that are drawn for a column."""
+    def work(self) -> int:
+        """Multiply-adds of a product that take as long as projecting one entry of a gradient.
+
+        They are no fewer than the numbers that are drawn for it.
+        """
 
     @abstractmethod
     def project(self, values: Tensor, places: Tensor, out: Tensor) -> None:
@@ -95,7 +101,7 @@ class RandomProjection(Projection):
         for start in range(0, gradients.count, ROWS):
             some = gradients.part(slice(start, start + ROWS))
             out = torch.zeros(some.count, self.width, dtype=dtype, device=self.like.device)
-            for places, values in columns(some, self.entries.drawn):
+            for places, values in columns(some, self.entries.work):
                 self.entries.project(values.to(dtype), places, out)
             found.append(out.to(self.like))
         return torch.cat(found)
@@ -103,10 +109,15 @@ class RandomProjection(Projection):
     def spread(self, values: Tensor) -> Tensor:
         """All parameters, a few at a time."""
         out = values.new_empty(len(values), self.size)
-        for piece in pieces(self.size, self.entries.drawn * values.element_size()):
+        for piece in pieces(self.size, self.entries.work * values.element_size()):
             places = torch.arange(piece.start, piece.stop, device=values.device)
             out[:, piece] = self.entries.spread(values, places)
         return out
+
+    def rows(self, values: Tensor) -> Tensor | RowValues:
+        """Rows ``[m, p]`` for few, and for many the values, which meet what is projected."""
+        lazy = len(values) > self.entries.work
+        return ProjectedRows(values, self) if lazy else self.spread(values)
 
     def ridge(self, l2: Tensor) -> Tensor:
         """Their mean: exact where all parameters have one λ."""
@@ -119,7 +130,7 @@ class _Table(Entries):
     piece: ClassVar[torch.dtype]
 
     @property
-    def drawn(self) -> int:
+    def work(self) -> int:
         """All of a column."""
         return self.width
 
@@ -239,9 +250,9 @@ class SparseEntries(Entries):
             )
 
     @property
-    def drawn(self) -> int:
-        """Rows and signs."""
-        return 2 * self.nonzeros
+    def work(self) -> int:
+        """Additions to places all over the sums, measured beside products."""
+        return ADDITION * self.nonzeros
 
     def _columns(self, places: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and values of the nonzeros, ``[s, c]``."""

@@ -43,7 +43,8 @@ class LeadingDirections:
     fit: KFAC | EKFAC = field(default_factory=lambda: KFAC(slopes=Labels()))
 
     def __post_init__(self) -> None:
-        _check(self.width)
+        if self.width < 1:
+            raise InputError(f"A layer keeps at least 1 direction, got {self.width}.")
 
     def __call__(self, risk: Risk) -> TwoSided:
         """Fit, and drop what is small."""
@@ -84,7 +85,7 @@ class LeadingEigenvalues:
     fit: KFAC | EKFAC = field(default_factory=lambda: EKFAC(slopes=Draws("auto"), rows="auto"))
 
     def __post_init__(self) -> None:
-        _check(self.width)
+        LeadingDirections(self.width)
 
     def __call__(self, risk: Risk) -> Projected:
         """Fit, and drop what is small."""
@@ -111,11 +112,6 @@ class LeadingEigenvalues:
         block = Eigenblock(Block("leading", 1, 1, len(values), 0), None, None, values[None, None])
         diagonal = KroneckerEigen([block], len(values), mass=fitted.mass)
         return Projected(projection, [diagonal], projection.compression())
-
-
-def _check(width: int) -> None:
-    if width < 1:
-        raise InputError(f"A layer keeps at least 1 direction, got {width}.")
 
 
 def _side(part: Eigenblock, places: Tensor) -> Side:

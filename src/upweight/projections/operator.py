@@ -72,5 +72,11 @@ def compression_of(operator: Operator) -> Compression | None:
 
     Raises:
         InputError: it is a curvature of all parameters.
+
+    Example:
+        >>> from upweight.linalg import Dense
+        >>> from upweight.projections.projection import Unprojected
+        >>> compression_of(Projected(Unprojected(2), [Dense(torch.eye(2))])) is None
+        True
     """
     return projected(operator).compression

@@ -142,7 +142,9 @@ def update(task: str, wanted: list[Contender], limits: tuple[int, float]) -> Non
     else:
         _judge(task, stored, Judge.of(outcomes))
     known = stored["contenders"]
-    stored["contenders"] = {row.name: known[row.name] for row in rows(task) if row.name in known}
+    stored["contenders"] = {
+        row.name: known[row.name] | {"note": row.note} for row in rows(task) if row.name in known
+    }
     report.dump(path, stored)
 
 

@@ -38,7 +38,7 @@ LAYERS = [
     {"answers"},
     {"prepared", "baselines", "changes", "groups", "l2"},
     {"validation", "explanation", "plan", "derivatives", "evidence", "calibration"},
-    {"tuning", "whatifs"},
+    {"whatifs"},
     {"front"},
     {"onecall", "attacks", "ensemble"},
     {"recipe"},

@@ -161,7 +161,7 @@ def test_weights_of_slopes_add_up_as_a_moment():
     model = nn.Linear(3, 2).double()
     risk = Risk(Objective(model, "cross_entropy"), Data.of((normal(4, 3), torch.arange(4) % 2)))
     batch, _ = risk.at(torch.arange(4))
-    expected = {Labels(): [1.0], Columns(): [1.0] * 2, Draws(4): [0.25] * 4}
+    expected = {Labels(): [1.0], Columns(): [1.0], Draws(4): [0.25] * 4}
     for slopes, weights in expected.items():
         found = list(slopes.gradients(observe(risk.objective, batch)))
         assert [weight for _, weight in found] == weights

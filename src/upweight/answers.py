@@ -103,6 +103,10 @@ class WhatIf:
         change: its predicted change, ``[q]``, to first order.
         meaning: measure and unit.
         notes: what limits the prediction.
+        second: its change by a Newton step on the remaining data, ``[q]``; None without one.
+        low: lower ends of 90 % intervals of the change, ``[q]``; NaN where none is known.
+        high: upper ends.
+        actual: the change found by really training again, ``[q]``; None where that was not asked.
     """
 
     query_ids: np.ndarray
@@ -110,23 +114,34 @@ class WhatIf:
     change: np.ndarray
     meaning: Meaning
     notes: tuple[str, ...]
+    second: np.ndarray | None
+    low: np.ndarray
+    high: np.ndarray
+    actual: np.ndarray | None
 
     @property
     def after(self) -> np.ndarray:
-        """The predicted measure, ``[q]``."""
+        """The predicted measure, ``[q]``, to first order."""
         total: np.ndarray = self.before + self.change
         return total
 
     def table(self) -> Table:
-        """One row per query."""
+        """One row per query; a column that nothing is known of is left out."""
         name = self.meaning.measure
+        interval = bool(np.isfinite(self.low).any())
         columns = {
             "query": self.query_ids,
             f"{name}_now": self.before,
             f"predicted_change_of_{name}": self.change,
+            "second_order": self.second,
+            "low": self.low if interval else None,
+            "high": self.high if interval else None,
+            "actual_change": self.actual,
             f"predicted_{name}": self.after,
         }
-        return Table(columns, f"Predicted {name} in {self.meaning.unit} after the change.")
+        known = {head: column for head, column in columns.items() if column is not None}
+        within = "; low to high: 90 % interval of the change" if interval else ""
+        return Table(known, f"Predicted {name} in {self.meaning.unit} after the change{within}.")
 
     def __repr__(self) -> str:
         return _with_notes(self.table(), self.notes)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,9 +13,12 @@ from upweight.data import Data
 from upweight.errors import DataError
 from upweight.gradients import per_example
 from upweight.meaning import meaning_of, removal_gradient_row, removal_score
+from upweight.objective import Objective
 from upweight.risk import Risk
 
-__all__ = ["Change", "predict"]
+__all__ = ["ALONE", "Change", "measured", "moved", "predict", "relabelled"]
+
+ALONE = "no interval: nothing was retrained; inf.calibrate(queries, inf.retrain(...)) makes one"
 
 
 @final
@@ -54,6 +58,16 @@ class Change:
     def __len__(self) -> int:
         return len(self.remove) + len(self.relabel) + len(self.reweight) + len(self.replace)
 
+    @property
+    def removed(self) -> tuple[Any, ...]:
+        """Ids of the examples that no longer count."""
+        return (*self.remove, *(key for key, factor in self.reweight.items() if not factor))
+
+    @property
+    def drops_and_labels(self) -> bool:
+        """Whether all that it does is to remove and to relabel."""
+        return not self.replace and not any(self.reweight.values())
+
 
 def _weighed(risk: Risk, data: Data, rows: Tensor, own: Tensor) -> Tensor:
     """Products w · s_q·∇ℓ̃(z) / Σ w of examples in memory, ``[q, m]``; w is of *their* target.
@@ -75,7 +89,12 @@ def _weighed(risk: Risk, data: Data, rows: Tensor, own: Tensor) -> Tensor:
     return removal_score(products, (weight / risk.total).to(rows))
 
 
-def _relabelled(here: Data, labels: Sequence[Any]) -> Data:
+def relabelled(here: Data, labels: Sequence[Any]) -> Data:
+    """Examples in memory with other labels, in the targets' own shape and dtype.
+
+    Raises:
+        DataError: a label does not fit.
+    """
     old = here.rows().targets
     if not isinstance(old, Tensor):
         raise DataError("The training data has no single tensor of targets to relabel.")
@@ -91,8 +110,17 @@ def _relabelled(here: Data, labels: Sequence[Any]) -> Data:
     return here.relabelled(torch.stack([label.reshape(old.shape[1:]) for label in cast]))
 
 
-def _moved(risk: Risk, change: Change, rows: Tensor) -> Tensor:
-    """Σ (w s_q·∇ℓ̃(z) − w′ s_q·∇ℓ̃(z′)) / Σ w over changed examples, ``[q]``."""
+def moved(risk: Risk, change: Change, rows: Tensor) -> Tensor:
+    """Σ (w s_q·∇ℓ̃(z) − w′ s_q·∇ℓ̃(z′)) / Σ w over changed examples, ``[q]``.
+
+    Args:
+        risk: objective and training data.
+        change: what is changed.
+        rows: s_q, ``[q, p]``.
+
+    Raises:
+        DataError: an id is unknown, or new targets do not fit.
+    """
     total = rows.new_zeros(len(rows))
     factors = {**dict.fromkeys(change.remove, 0.0), **change.reweight}
     for kind, ids in enumerate((list(factors), list(change.relabel), list(change.replace))):
@@ -105,12 +133,21 @@ def _moved(risk: Risk, change: Change, rows: Tensor) -> Tensor:
         if kind == 0:
             own = own * torch.tensor(list(factors.values()), dtype=torch.float64)
         elif kind == 1:
-            after = _relabelled(here, list(change.relabel.values()))
+            after = relabelled(here, list(change.relabel.values()))
         else:
             examples = change.replace.values()
             after = Data.of([e if isinstance(e, Mapping) else tuple(e) for e in examples])
         total = total - _weighed(risk, after, rows, own).sum(1)
     return total
+
+
+def measured(objective: Objective, queries: Data) -> np.ndarray:
+    """The objective's measure of every query under the model at hand, ``[q]``, float64."""
+    with torch.no_grad():
+        batch = objective.place(queries.rows())
+        found = objective.measured(objective.measure)(objective.space.values(), batch)
+    values: np.ndarray = found.cpu().double().numpy()
+    return values
 
 
 def predict(
@@ -129,22 +166,25 @@ def predict(
         DataError: an id is unknown, or new targets do not fit.
     """
     objective = risk.objective
-    total = _moved(risk, change, rows)
-    with torch.no_grad():
-        batch = objective.place(queries.rows())
-        before = objective.measured(objective.measure)(objective.space.values(), batch)
+    total = moved(risk, change, rows)
+    before = measured(objective, queries)
     notes = list(caveats)
     if len(change) > 1:
         notes.append(
             f"{len(change)} changes are added up to first order; examples that stand in for each "
             "other make the true change larger."
         )
-    if objective.measure == "loss" and bool((before + total < 0).any()):
+    if objective.measure == "loss" and bool((before + total.cpu().numpy() < 0).any()):
         notes.append("A predicted loss below 0 shows that the change is too large for first order.")
+    unknown = np.full(len(queries), np.nan)
     return WhatIf(
-        queries.ids,
-        before.cpu().double().numpy(),
-        total.cpu().double().numpy(),
-        meaning_of(objective, objective.measure),
-        tuple(notes) if notes else (),
+        query_ids=queries.ids,
+        before=before,
+        change=total.cpu().double().numpy(),
+        meaning=meaning_of(objective, objective.measure),
+        notes=tuple(notes),
+        second=None,
+        low=unknown,
+        high=unknown,
+        actual=None,
     )

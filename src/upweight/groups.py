@@ -36,7 +36,7 @@ from upweight.newton import kept_share
 from upweight.objective import Measure
 from upweight.risk import Risk
 
-__all__ = ["Groups", "effects", "refitted"]
+__all__ = ["Groups", "Step", "effects", "refitted", "second_order"]
 
 BATCH_ROWS = 4096
 Newton = Callable[[Risk, float], Inverse]
@@ -124,6 +124,46 @@ def refitted(newton: Newton) -> Step:
     return step
 
 
+def second_order(
+    risk: Risk, groups: Sequence[Tensor], queries: Data, *, measure: Measure, step: Step
+) -> np.ndarray:
+    """Change of each query's measure by a Newton step without each group, ``[q, m]``.
+
+    Args:
+        risk: objective and all training data.
+        groups: positions to remove, each by itself.
+        queries: whose measures are asked.
+        measure: what is asked of them.
+        step: the Newton step without a group.
+
+    Raises:
+        NotConvergedError, IndefiniteError: a solve failed.
+    """
+    slopes = torch.stack([_slope(risk, gone) for gone in groups])
+    return _after_steps(risk, groups, slopes, queries, measure=measure, step=step)
+
+
+def _after_steps(
+    risk: Risk,
+    groups: Sequence[Tensor],
+    slopes: Tensor,
+    queries: Data,
+    *,
+    measure: Measure,
+    step: Step,
+) -> np.ndarray:
+    """Change of the measures at θ̂ + Δθ, evaluated there and not linearised, ``[q, m]``."""
+    objective, here = risk.objective, risk.objective.space.row()
+    pairs = zip(groups, slopes, strict=True)
+    steps = [step(risk, gone, slope) for gone, slope in track(pairs, "groups", len(slopes))]
+    rows = torch.cat([here[None], here + torch.stack(steps)])
+    batches = query_batches(objective, queries, measure)
+    found = torch.cat([stacked_measure(objective, b, rows, measure) for b in batches], dim=1)
+    values: np.ndarray = found.T.cpu().double().numpy()
+    change: np.ndarray = values[:, 1:] - values[:, :1]
+    return change
+
+
 def effects(
     risk: Risk,
     groups: Groups,
@@ -146,20 +186,15 @@ def effects(
     Raises:
         NotConvergedError, IndefiniteError: a solve failed.
     """
-    objective, here = risk.objective, risk.objective.space.row()
+    objective = risk.objective
     slopes = torch.stack([_slope(risk, gone) for gone in groups.positions])
     first = query_products(objective, queries, measure, inverse.apply(slopes))
-    pairs = zip(groups.positions, slopes, strict=True)
-    steps = [step(risk, gone, slope) for gone, slope in track(pairs, "groups", len(slopes))]
-    rows = torch.cat([here[None], here + torch.stack(steps)])
-    batches = query_batches(objective, queries, measure)
-    found = torch.cat([stacked_measure(objective, b, rows, measure) for b in batches], dim=1)
-    values = found.T.cpu().double().numpy()
+    second = _after_steps(risk, groups.positions, slopes, queries, measure=measure, step=step)
     return GroupEffects(
         query_ids=queries.ids,
         groups=groups.names,
         sizes=np.array([len(gone) for gone in groups.positions]),
         first=first.cpu().double().numpy(),
-        second=values[:, 1:] - values[:, :1],
+        second=second,
         meaning=meaning_of(objective, measure),
     )

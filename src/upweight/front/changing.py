@@ -4,34 +4,25 @@ from abc import ABC
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from upweight import changes, derivatives
+from upweight import changes, derivatives, whatifs
 from upweight.answers import GroupEffects, L2Derivative, ParameterChange, Perturbation, WhatIf
+from upweight.calibration import Calibration
 from upweight.data import Data
 from upweight.engine import located
 from upweight.front.asked import Asked
 from upweight.groups import Groups, effects, refitted
 from upweight.l2 import derivative
-from upweight.linalg import CholeskyInverse, MeanOperator
-from upweight.methods import Method
-from upweight.newton import Factorised
 from upweight.objective import Measure
-from upweight.prepared import Prepared, answering
+from upweight.prepared import answering
+from upweight.retraining import How, Truth
 
 __all__ = ["Changing"]
 
 
-def factorised(made: Prepared) -> Factorised | None:
-    """The factorised curvature, where a group's part can be taken out of it; None elsewhere."""
-    if not isinstance(made.method, Method) or not made.method.fits:
-        return None
-    inverse = made.inverse
-    if not isinstance(inverse, CholeskyInverse) or not isinstance(made.curvature, MeanOperator):
-        return None
-    return Factorised(made.method.fit, inverse, made.shift)
-
-
 class Changing(Asked, ABC):
     """Predicted changes of queries and of parameters."""
+
+    _calibration: Calibration | None = None
 
     @answering
     def params(self, ids: Sequence[Any], *, accept: bool = False) -> ParameterChange:
@@ -63,8 +54,12 @@ class Changing(Asked, ABC):
         relabel: Mapping[Any, Any] | None = None,
         reweight: Mapping[Any, float] | None = None,
         replace: Mapping[Any, Any] | None = None,
+        retrain: How | None = None,
     ) -> WhatIf:
-        """Predicted measures of queries after changing the training data, to first order.
+        """Predicted measures of queries after changing the training data.
+
+        To first order; for removals also to second, where the curvature is factorised; with 90 %
+        intervals once ``calibrate`` has held predictions against retrained models.
 
         Args:
             on: queries.
@@ -72,15 +67,41 @@ class Changing(Asked, ABC):
             relabel: id to new target (any size of change: z → z_δ of Koh & Liang, 2017).
             reweight: id to a factor on its weight (0 removes, 2 doubles).
             replace: id to a new example (inputs ..., target).
+            retrain: how to really train again, with and without the change, as in ``retrain``; the
+                answer then shows both what was predicted and what happened.
 
         Raises:
-            DataError: an id is unknown, or named twice.
+            DataError: an id is unknown, or named twice, or nothing is left to train on.
+            InputError: the change is of a kind that cannot be retrained.
         """
         self._made.refuse_ablation()
-        change = changes.Change.of(remove, relabel, reweight, replace)
-        data = Data.of(on)
-        rows, caveats = self._made.rows(data, self.objective.measure)
-        return changes.predict(self.risk, change, data, rows, caveats)
+        change, data = changes.Change.of(remove, relabel, reweight, replace), Data.of(on)
+        with located(self.risk):
+            found = whatifs.whatif(self._made, change, data, self._calibration)
+        if retrain is None:
+            return found
+        return whatifs.really(self._made, change, data, found, retrain)
+
+    @answering
+    def calibrate(self, queries: Any, truth: Truth) -> Calibration:
+        """Hold predictions against retrained models; from then on what-ifs have intervals.
+
+        They hold 90 % of changes drawn like the truth's, however wrong the predictions are: the
+        better they are, the narrower. See ``calibration.py``.
+
+        Args:
+            queries: those that the truth measured, or some of them.
+            truth: of this model, from ``retrain``; at least 9 different changes of the data, 19 for
+                narrower intervals.
+
+        Raises:
+            InputError: the truth is of other data, queries, measure or model, or of too few
+                changes.
+        """
+        self._made.refuse_ablation()
+        with located(self.risk):
+            self._calibration = whatifs.calibrated(self._made, Data.of(queries), truth)
+        return self._calibration
 
     @answering
     def group_effects(
@@ -105,7 +126,7 @@ class Changing(Asked, ABC):
         self._made.refuse_ablation()
         method, data = self._made.fitted.require_fit(), Data.of(on)
         with located(self.risk):
-            cheap = factorised(self._made)
+            cheap = whatifs.factorised(self._made)
             return effects(
                 self.risk,
                 Groups.of(self.data, groups),

@@ -1,0 +1,211 @@
+"""Many retrainings: upweight's engine against a loop of plain torch trainings, on one thread.
+
+    python -m benchmarks.retraining [TASK ...]
+
+The loop is torch as one writes it: kept rows of each minibatch, the module, its criterion,
+``backward``, and an optimiser of torch.optim whose weight decay is the L2. Some of the trainings
+are done so, and their time is scaled up. Both train the same models: the largest gap between the
+queries' losses is written beside. The bound is arithmetic alone, two operations for every
+multiply-add of the forward and backward passes over the examples that are kept, at the rate of a
+large float32 product in the same process. Results are written to results/retraining.json.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import upweight as uw
+from benchmarks.datasets import digits
+from benchmarks.harness import RESULTS, _commit, machine
+from reproduce.network import Network
+from upweight.retraining import choosing, retrain
+from upweight.retraining.starts import begun
+from upweight.retraining.together import Trainer
+
+SIDE, LOOPED, L2 = 1024, 3, 1e-3
+
+
+def untrained(seed: int) -> Mapping[str, Tensor]:
+    """The network of Figure 2 draws its weights itself."""
+    return Network(seed).state_dict()
+
+
+def perceptron() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 10)
+    )
+
+
+def halves(count: int, seeds: int) -> Callable[[int], uw.Trials]:
+    return lambda n: uw.Trials.subsets(n, count=count, fraction=0.5, seeds=range(seeds))
+
+
+def singles(count: int) -> Callable[[int], uw.Trials]:
+    return lambda n: uw.Trials.without([[i] for i in range(count)], n, seeds=[0])
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained, and how often.
+
+    Attributes:
+        build: the network.
+        training: its recipe.
+        examples: of MNIST.
+        trials: of so many examples.
+        products: multiply-adds of a forward and a backward pass over one example.
+    """
+
+    build: Callable[[], nn.Module]
+    training: uw.Training
+    examples: int
+    trials: Callable[[int], uw.Trials]
+    products: int
+
+
+def figure_2(batch: int, epochs: int, examples: int, count: int) -> Task:
+    """The convolutional network of the paper, 2,616 parameters, with Adam."""
+    training = uw.Training(epochs, batch, uw.Adam(1e-3), start=untrained)
+    # Outputs of each layer times what each takes; the first needs no gradient of its inputs.
+    first, rest = 26 * 26 * 72, 144 * 576 + 100 * 576 + 16 * 576 + 4 * 576 + 4 * 80 + 100
+    return Task(lambda: Network(0), training, examples, halves(count, 1), 2 * first + 3 * rest)
+
+
+DECAYED = uw.Training(10, 64, uw.SGD(0.05, momentum=0.9))
+SOFTMAX, LARGE, SMALL = 784 * 10, 784 * 256, 256 * 128 + 128 * 10
+TASKS = {
+    "perceptron": Task(perceptron, DECAYED, 6_000, halves(60, 3), 2 * LARGE + 3 * SMALL),
+    "softmax": Task(lambda: nn.Linear(784, 10), DECAYED, 6_000, halves(60, 3), 2 * SOFTMAX),
+    "softmax, one out": Task(lambda: nn.Linear(784, 10), DECAYED, 6_000, singles(180), 2 * SOFTMAX),
+    "cnn, batches of 8": figure_2(8, 2, 1_000, 60),
+    "cnn, batches of 32": figure_2(32, 2, 1_000, 30),
+    "cnn, batches of 500": figure_2(500, 1, 5_500, 12),
+}
+
+
+def rate() -> float:
+    """Operations a second of a float32 product of two square matrices."""
+    left, right = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
+    spent = []
+    for _ in range(12):
+        start = time.process_time()
+        _ = left @ right
+        spent.append(time.process_time() - start)
+    return 2 * SIDE**3 / min(spent[2:])
+
+
+def by_torch(model: nn.Module, pair: tuple[Tensor, Tensor], task: Task, trial: uw.Trials) -> None:
+    """Train a model on what one trial keeps."""
+    (x, y), recipe, kept = pair, task.training, torch.from_numpy(~trial.gone[0])
+    rule: Any = recipe.optimiser
+    more = {"momentum": rule.momentum} if isinstance(rule, uw.SGD) else {}
+    made = getattr(torch.optim, type(rule).__name__)
+    optimiser = made(model.parameters(), rule.lr, weight_decay=L2, **more)
+    for epoch in range(recipe.epochs):
+        for batch in recipe.epoch(int(trial.seeds[0]), epoch, len(x)).split(recipe.batch_size):
+            rows = batch[kept[batch]]
+            if len(rows):
+                optimiser.zero_grad()
+                F.cross_entropy(model(x[rows]), y[rows]).backward()
+                optimiser.step()
+
+
+@dataclass
+class Both:
+    """One task trained both ways.
+
+    Attributes:
+        task: what.
+        pair: training inputs and labels.
+        asked: query inputs and labels.
+    """
+
+    task: Task
+    pair: tuple[Tensor, Tensor]
+    asked: tuple[Tensor, Tensor]
+    trials: uw.Trials = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.trials = self.task.trials(self.task.examples)
+
+    def looped(self) -> tuple[float, np.ndarray]:
+        """CPU seconds of one training by plain torch, and the queries' losses after the first."""
+        spent, losses = [], []
+        for number in range(LOOPED):
+            trial = self.trials.take(np.array([number]))
+            model = begun(self.task.build(), self.task.training.start, int(trial.seeds[0]))
+            start = time.process_time()
+            by_torch(model, self.pair, self.task, trial)
+            spent.append(time.process_time() - start)
+            with torch.no_grad():
+                found = F.cross_entropy(model(self.asked[0]), self.asked[1], reduction="none")
+            losses.append(found.numpy())
+        return float(np.mean(spent)), np.stack(losses)
+
+    def engine(self) -> tuple[float, np.ndarray, str]:
+        """CPU seconds of one training by upweight, all losses, and how it chose to train."""
+        objective = uw.Objective(self.task.build(), "cross_entropy", l2=L2)
+        start = time.process_time()
+        risk = uw.Risk(objective, uw.Data.of(self.pair))
+        truth = retrain(risk, uw.Data.of(self.asked), self.trials, self.task.training)
+        spent = time.process_time() - start
+        way = choosing.fastest(Trainer(risk, self.task.training), self.trials)
+        trained = len(self.trials) + len(truth.seeds)
+        return spent / trained, truth.measured, way.words() + ", shared rows" * way.together
+
+
+def measure(task: Task) -> dict[str, Any]:
+    """Costs of one task both ways, and how far they are from arithmetic."""
+    arrays = {k: torch.from_numpy(v) for k, v in digits("mnist", task.examples, (784,)).items()}
+    both = Both(
+        task, (arrays["inputs"], arrays["labels"]), (arrays["query_inputs"], arrays["query_labels"])
+    )
+    speed = rate()
+    ours, found, way = both.engine()
+    plain, wanted = both.looped()
+    kept = float((~both.trials.gone).sum(1).mean())
+    bound = 2 * task.products * kept * task.training.epochs / speed
+    return {
+        "recipe": task.training.words(),
+        "trials": f"{len(both.trials)} x {both.trials.kind}",
+        "way": way,
+        "cpu_s_each": round(ours, 4),
+        "cpu_s_each_torch_loop": round(plain, 4),
+        "times_faster": round(plain / ours, 2),
+        "gflops_of_sgemm": round(speed / 1e9, 1),
+        "arithmetic_bound_s_each": round(bound, 4),
+        "times_bound": round(ours / bound, 2),
+        "largest_gap_of_losses": float(f"{np.abs(found[: len(wanted)] - wanted).max():.1e}"),
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "machine": machine(),
+    }
+
+
+def main() -> None:
+    """Measure tasks and store each as soon as it is done."""
+    parser = argparse.ArgumentParser(description="Retrainings against a loop of plain torch.")
+    parser.add_argument("task", nargs="*", help=f"of {', '.join(TASKS)}")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    path = RESULTS / "retraining.json"
+    for name in given.task or TASKS:
+        found = measure(TASKS[name])
+        print(name, json.dumps(found, indent=1), flush=True)
+        known = json.loads(path.read_text()) if path.exists() else {}
+        known[name] = found
+        path.write_text(json.dumps({k: known[k] for k in TASKS if k in known}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -97,6 +97,27 @@ def test_the_model_at_hand_comes_back_with_its_own_seed():
     assert front(made).retrain(queries(), subsets(), RECIPE).reproduced is False
 
 
+def test_rounding_is_measured_and_the_same_recipe_gives_the_same_bits():
+    """A training that is chaotic in float32 says so; its own model comes back all the same."""
+    (x, y), hot = data(), Training(300, 6, SGD(0.3, momentum=0.9))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 30), nn.ReLU(), nn.Linear(30, 3))
+    made = fit(uw.Objective(model, "cross_entropy"), (x, y), hot)
+    inf = uw.Influence(made, (x, y), loss="cross_entropy")
+    trials = Trials.subsets(N, count=3, fraction=0.8, seeds=[0])
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for at_once in (1, 4):
+            plan = {"form": "stacked layers", "at_once": at_once, "together": True}
+            patch.setattr(recipes.ByRecipe, "plan", lambda own, trials, known, plan=plan: plan)
+            found[at_once] = inf.retrain(queries(), trials, hot)
+    for truth in found.values():
+        assert truth.drift.tolist() == [0.0]
+        assert truth.reproduced
+    assert found[1].notes == ()
+    assert "rounding alone" in found[4].notes[0]
+
+
 def test_training_leaves_the_model_and_the_random_state_alone():
     model = network()
     before, state = [p.clone() for p in model.parameters()], torch.get_rng_state()
@@ -331,7 +352,10 @@ def test_longer_studies_take_what_shorter_ones_found(tmp_path, monkeypatch):
     longer = study(tmp_path / "a", subsets(count=4))
     assert sum(trained) == 4
     np.testing.assert_array_equal(longer.measured[:4], short.measured)
+    trained.clear()
     same(longer, study(None, subsets(count=4)))
+    # Two wholes by themselves, and one of them again beside the others, to see what rounding does.
+    assert sum(trained) in (2 + 8, 2 + 8 + 1)
     trained.clear()
     again = study(tmp_path / "a", subsets(count=3, seeds=[1]))
     assert not trained
@@ -347,7 +371,6 @@ def test_a_directory_of_another_study_is_refused(tmp_path):
 
 KILLED = """
     import os, signal, sys
-    import upweight as uw
     from tests import test_truth as t
     from upweight.retraining import journal
 
@@ -355,24 +378,30 @@ KILLED = """
 
     def once(self, key, measured, moved):
         put(self, key, measured, moved)
-        if len(self.known) == 3:
+        if len(self.known) == int(sys.argv[2]):
             os.kill(os.getpid(), signal.SIGKILL)
 
     journal.Journal.put = once
-    t.study(sys.argv[1], t.subsets(), how=t.Own(t.train, processes=0))
+    t.study(sys.argv[1], t.subsets(), how=t.HOWS[sys.argv[3]])
 """
+HOWS = {"function": Own(train, processes=0), "recipe": RECIPE}
 
 
-def test_a_killed_study_goes_on_where_it_was(tmp_path):
-    place = tmp_path / "a"
-    code = textwrap.dedent(KILLED)
-    done = subprocess.run([sys.executable, "-c", code, str(place)], cwd=ROOT, check=False)
+@pytest.mark.parametrize(("how", "known"), [("function", 3), ("recipe", 5)])
+def test_a_killed_study_goes_on_where_it_was(tmp_path, how, known):
+    """And ends with the same bits as one that was not killed, by the plan that it had."""
+    place, code = tmp_path / "a", textwrap.dedent(KILLED)
+    command = [sys.executable, "-c", code, str(place), str(known), how]
+    done = subprocess.run(command, cwd=ROOT, check=False)
     assert done.returncode == -signal.SIGKILL
-    journal = Journal(place, uw.store.read_manifest(place)["identity"], Q)
-    assert len(journal.known) == 3
-    how = Own(train, processes=0)
-    found = study(place, subsets(), how=how)
-    same(found, study(None, subsets(), how=how))
+    assert len(Journal(place, journal_identity(place), Q).known) == known
+    whole = tmp_path / "b"
+    whole.mkdir()
+    for name in ("plan.json", "manifest.json"):
+        (whole / name).write_bytes((place / name).read_bytes())
+    found, wanted = (study(path, subsets(), how=HOWS[how]) for path in (place, whole))
+    np.testing.assert_array_equal(found.measured, wanted.measured)
+    np.testing.assert_array_equal(found.whole, wanted.whole)
     assert len(Journal(place, journal_identity(place), Q).known) == 8
 
 
@@ -438,6 +467,32 @@ def test_a_function_of_ones_own_is_called_for_every_trial():
 def test_a_function_that_cannot_be_sent_runs_here_and_says_so():
     truth = study(None, subsets(count=1), how=Own(lambda *asked: train(*asked), processes=2))  # noqa: PLW0108
     assert truth.notes == ("called in this process, as the function cannot be sent to others",)
+
+
+def test_a_training_that_diverged_has_failed():
+    x, y = data()
+    x[2] *= 1e200
+    inf = uw.Influence(network(), (x, y), loss="cross_entropy")
+    recipe = Training(2, 6, SGD(1e150))
+    with pytest.raises(NumericalError, match="all of the data failed.*not finite"):
+        inf.retrain(queries(), Trials.without([[1]], N, seeds=[0]), recipe)
+
+
+def test_processes_that_cannot_import_the_function_leave_it_to_this_one():
+    """As in a notebook: pickled by a name that is known here alone."""
+    here = sys.modules[__name__]
+
+    def only_here(positions, seed):
+        return train(positions, seed)
+
+    only_here.__qualname__ = only_here.__name__ = "only_here"
+    here.only_here = only_here
+    try:
+        truth = study(None, subsets(count=1, seeds=[0]), how=Own(only_here, processes=2))
+    finally:
+        del here.only_here
+    assert truth.notes == ("called in this process, as others could not import the function",)
+    assert np.isfinite(truth.measured).all()
 
 
 def failing(positions, seed):

@@ -1,9 +1,10 @@
 """The fastest way to train many models on this machine, by timed steps."""
 
 import math
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -11,14 +12,15 @@ import torch
 from upweight.budget import budget
 from upweight.probes import elapsed, peak_bytes
 from upweight.retraining.layers import Layers, stages_of
-from upweight.retraining.slopes import Mapped, Slopes
+from upweight.retraining.slopes import Mapped, Single, Slopes
 from upweight.retraining.together import ONE, Trainer, Way
 from upweight.retraining.trials import Trials
 
-__all__ = ["chunks", "fastest"]
+__all__ = ["alone", "chunks", "fastest", "way_of"]
 
 MOST, GAIN, MISSES = 256, 0.97, 2
-TIMED, SECONDS, SHARE = 3, 0.5, 0.05
+TIMED, ENOUGH = (3, 12), 0.03
+SECONDS, SHARE = 0.5, 0.05
 
 
 @final
@@ -58,18 +60,24 @@ class _Race:
         part, device = self._part(way), self.trainer.risk.objective.space.device
         with closing(self.trainer.steps(part, way)) as steps:
 
-            def step() -> None:
-                next(steps, None)
+            def step() -> object:
+                found = next(steps, None)
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
+                return found
 
-            times = [elapsed(step)[0] for _ in range(1 + TIMED)]
+            times = [elapsed(step)[0]]
+            while len(times) <= TIMED[0] or (len(times) <= TIMED[1] and sum(times) < ENOUGH):
+                spent, found = elapsed(step)
+                if found is None:
+                    break
+                times.append(spent)
         self._spent += sum(times)
-        return min(times[1:]) / len(part)
+        return min(times[1:] or times) / len(part)
 
     def worth(self, at_once: int) -> bool:
         """Whether so many models fit the memory budget, and a look at them into its time."""
-        cost = (2 + TIMED) * at_once * self.least
+        cost = (2 + TIMED[0]) * at_once * self.least
         return self.bytes * at_once <= budget() and self._spent + cost <= self._limit
 
     def enter(self, way: Way) -> float:
@@ -91,37 +99,44 @@ class _Race:
         return spent
 
 
+def alone(trainer: Trainer) -> Way:
+    """The one way of a model by itself: the same recipe gives the same model, bit by bit."""
+    if trainer.random and not trainer.coupled:
+        return replace(ONE, together=True)  # all rows of a minibatch, so that trials share masks
+    return replace(ONE, make=Layers, name=Layers.name) if _layered(trainer) else ONE
+
+
 def fastest(trainer: Trainer, trials: Trials) -> Way:
     """The way with the least time for a step, among those that give autograd's gradients.
 
     Randomness and batch statistics need one model after the other.
     """
-    if trainer.coupled:
-        return ONE
-    if trainer.random:  # all rows of a minibatch, so that trials share their masks
-        return replace(ONE, together=True)
+    if trainer.random or trainer.coupled:
+        return alone(trainer)
     race = _Race(trainer, trials)
-    for form, first in _forms(trainer):
-        _enter(race, form, first)
+    for form in (Layers, Mapped) if _layered(trainer) else (Mapped,):
+        _enter(race, form)
         if race.best.make is form:
             break
     return race.best
 
 
-def _forms(trainer: Trainer) -> list[tuple[type[Slopes], int]]:
-    """What can train many models at once, and the least number for which it pays to look."""
+def _layered(trainer: Trainer) -> bool:
+    """Whether the model is a sequence of layers that is written out by hand."""
+    if trainer.random or trainer.coupled:
+        return False
     objective = trainer.risk.objective.on(trainer.module(trainer.training.seed))
     inputs = trainer.rows.at(torch.tensor([0])).inputs
-    single = isinstance(inputs, tuple) and len(inputs) == 1 and isinstance(inputs[0], torch.Tensor)
-    known = single and stages_of(objective) is not None
-    return [(Layers, 1), (Mapped, 2)] if known else [(Mapped, 2)]
+    if not (isinstance(inputs, tuple) and len(inputs) == 1 and isinstance(inputs[0], torch.Tensor)):
+        return False
+    return stages_of(objective, inputs[0].dim()) is not None
 
 
-def _enter(race: _Race, form: type[Slopes], first: int) -> None:
+def _enter(race: _Race, form: type[Slopes]) -> None:
     """More and more models at once, until that is no faster."""
     common = int(np.unique(race.trials.seeds, return_counts=True)[1].max())
     for together in (False, True):
-        at_once, most = first, common if together else len(race.trials)
+        at_once, most = 1 if form is Layers else 2, common if together else len(race.trials)
         least, misses = math.inf, 0
         while at_once <= min(MOST, most) and misses < MISSES and race.worth(at_once):
             spent = race.enter(Way(form, form.name, at_once, together))
@@ -130,11 +145,22 @@ def _enter(race: _Race, form: type[Slopes], first: int) -> None:
             at_once *= 2
 
 
+def way_of(plan: Mapping[str, Any]) -> Way:
+    """The way that a plan names."""
+    forms: dict[str, type[Slopes]] = {form.name: form for form in (Single, Layers, Mapped)}
+    return Way(forms[plan["form"]], plan["form"], plan["at_once"], plan["together"])
+
+
 def chunks(trials: Trials, way: Way) -> list[np.ndarray]:
-    """Numbers of the trials to be trained together, of one seed where they share rows."""
+    """Numbers of the trials to be trained together, of one seed where they share rows.
+
+    Models of all data come first, each by itself.
+    """
+    whole = trials.whole_data()
     order = np.argsort(trials.seeds, kind="stable")
+    order = order[~whole[order]]
     groups = [order]
     if way.together:
-        groups = [order[trials.seeds[order] == seed] for seed in np.unique(trials.seeds)]
-    parts = [np.array_split(group, -(-len(group) // way.at_once)) for group in groups]
-    return [part for some in parts for part in some]
+        groups = [order[trials.seeds[order] == seed] for seed in np.unique(trials.seeds[order])]
+    parts = [np.array_split(group, -(-len(group) // way.at_once)) for group in groups if len(group)]
+    return [*np.flatnonzero(whole)[:, None], *(part for some in parts for part in some)]

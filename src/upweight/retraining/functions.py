@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -128,6 +128,18 @@ def _work(kept: np.ndarray, seed: int) -> Found:
     return _here[0].run(kept, seed)
 
 
+def _ready() -> bool:
+    return bool(_here)
+
+
+def _starts(pool: ProcessPoolExecutor) -> bool:
+    """Whether its processes could import the function; no call of it is to blame if not."""
+    try:
+        return pool.submit(_ready).result()
+    except BrokenProcessPool:
+        return False
+
+
 def _processors() -> int:
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else (os.cpu_count() or 1)
@@ -158,7 +170,9 @@ class ByFunction(Run):
         """The function, by what it does."""
         return self._job.train, self._job.known
 
-    def outcomes(self, trials: Trials) -> Iterator[Outcome]:
+    def outcomes(
+        self, trials: Trials, wanted: np.ndarray, plan: Mapping[str, Any]
+    ) -> Iterator[Outcome]:
         """As each trial is done.
 
         Raises:
@@ -169,10 +183,9 @@ class ByFunction(Run):
                 "A function of positions and seed cannot give examples other labels. Relabel with "
                 "a Training or Refit()."
             )
-        if not len(trials):
-            return
+        del plan
         # The first trial again, to see whether the function gives the same model twice.
-        numbers = [0, *range(len(trials))]
+        numbers = [wanted[0], *wanted]
         kept = [np.flatnonzero(~trials.gone[number]) for number in numbers]
         calls = list(zip(kept, trials.seeds[numbers].tolist(), strict=True))
         again: Found | None = None
@@ -180,7 +193,8 @@ class ByFunction(Run):
             if place == 0:
                 again = found
             else:
-                yield Outcome(place - 1, found.measured, found.moved, found.failure)
+                number = int(numbers[place])
+                yield Outcome(number, found.measured, found.moved, found.failure)
             if place == 1:
                 first = found
         if again is not None and again.measured is not None and first.measured is not None:
@@ -235,18 +249,17 @@ class Pool:
 
     def run(self, calls: list[tuple[np.ndarray, int]]) -> Iterator[tuple[int, Found]]:
         """Results as they come; none at all where no process could start."""
-        waiting, begun = list(range(len(calls)))[::-1], False
+        waiting = list(range(len(calls)))[::-1]
         while waiting:
             suspects: list[int] = []
             with self._executor(self._processes) as pool:
+                if not _starts(pool):
+                    return
                 for place, found in self._fed(pool, calls, waiting):
                     if found is None:
                         suspects.append(place)
                     else:
-                        begun = True
                         yield place, found
-            if suspects and not begun:
-                return
             for place in suspects:
                 yield place, self._alone(calls[place])
 

@@ -1,8 +1,9 @@
 """Outcomes of retraining, kept in a directory as soon as each is there."""
 
+import json
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -10,9 +11,11 @@ import numpy as np
 
 from upweight.errors import StoreError
 from upweight.store import claim, open_array, read_array, write_array
+from upweight.tables import atomic_write
 
 __all__ = ["Journal"]
 
+PLAN = "plan.json"
 ARRAYS: dict[str, Any] = {"measured": np.dtype(np.float64), "written": np.dtype(np.uint32)}
 
 
@@ -29,7 +32,8 @@ class Journal:
     ``[m]`` names them, ``measured-k.npy`` ``[m, q + 1]`` holds what was found, with how far each
     model moved in the last column, and ``written-k.npy`` ``[m]`` a checksum of every row that is
     there, 0 elsewhere. Whatever ends the process, what was put stays; trials of any design that
-    are here are not run again.
+    are here are not run again. ``plan.json`` says how they are run, so that what a killed run left
+    is made as it would have been.
 
     Args:
         directory: made if it is absent; None keeps outcomes in memory alone.
@@ -47,6 +51,7 @@ class Journal:
         self, directory: str | os.PathLike[str] | None, identity: str, queries: int
     ) -> None:
         self._width = queries + 1
+        self._plan: Mapping[str, Any] | None = None
         self._place: Path | None = None
         self._arrays: list[tuple[np.ndarray, np.ndarray]] = []
         self._rooms: dict[str, tuple[int, int]] = {}
@@ -54,13 +59,28 @@ class Journal:
         if directory is not None:
             self._place = claim(directory, identity, kind="retraining")
             while self._file("keys", len(self._arrays)).exists():
-                self._open(read_array(self._file("keys", len(self._arrays)), mapped=False))
+                keys = read_array(self._file("keys", len(self._arrays)), mapped=False)
+                self._open(keys.tolist())
+
+    @property
+    def plan(self) -> Mapping[str, Any] | None:
+        """How trials are run, as it was noted first."""
+        if self._place is not None and (self._place / PLAN).exists():
+            found: dict[str, Any] = json.loads((self._place / PLAN).read_text())
+            return found
+        return self._plan
+
+    @plan.setter
+    def plan(self, plan: Mapping[str, Any]) -> None:
+        self._plan = plan
+        if self._place is not None and not (self._place / PLAN).exists():
+            atomic_write(self._place / PLAN, json.dumps(plan).encode())
 
     def _file(self, kind: str, number: int) -> Path:
         assert self._place is not None
         return self._place / f"{kind}-{number}.npy"
 
-    def _open(self, keys: np.ndarray) -> None:
+    def _open(self, keys: list[str]) -> None:
         """Take up the next files: rows that are there, and room for those that are not."""
         number = len(self._arrays)
         shapes = ((len(keys), self._width), (len(keys),))
@@ -69,25 +89,25 @@ class Journal:
             for (kind, dtype), shape in zip(ARRAYS.items(), shapes, strict=True)
         )
         self._arrays.append((measured, written))
-        for row, key in enumerate(keys.tolist()):
+        for row, key in enumerate(keys):
+            self._rooms[key] = (number, row)
             if written[row] and written[row] == _mark(measured[row]):
                 self.known[key] = np.array(measured[row])
-            else:
-                self._rooms[key] = (number, row)
 
     def expect(self, keys: Sequence[str]) -> None:
-        """Make room for outcomes, where there is none yet.
+        """Make room for the outcomes of trials that were not asked for before.
 
         Raises:
             StoreError: there is no room.
         """
-        new = [key for key in dict.fromkeys(keys) if key not in {**self._rooms, **self.known}]
+        new = [key for key in keys if key not in self._rooms]
         if self._place is None or not new:
+            self._rooms |= {key: (0, row) for row, key in enumerate(new)}
             return
         number = len(self._arrays)
         for kind in ARRAYS:  # of a run that was killed before it named them
             self._file(kind, number).unlink(missing_ok=True)
-        self._open(np.array(new))
+        self._open(new)
         for kind in ARRAYS:
             _reserve(self._file(kind, number))
         part = self._place / f".keys-{number}.{os.getpid()}.npy"
@@ -97,12 +117,19 @@ class Journal:
         except OSError as error:
             raise StoreError(f"Cannot write {part}: {error.strerror}. Free some space.") from error
 
+    def unfinished(self, keys: Sequence[str]) -> list[list[str]]:
+        """Keys that were asked for together, where some of them have no outcome yet."""
+        groups: dict[int, list[str]] = {}
+        for key in sorted(keys, key=self._rooms.__getitem__):
+            groups.setdefault(self._rooms[key][0], []).append(key)
+        return [group for group in groups.values() if not set(group) <= self.known.keys()]
+
     def put(self, key: str, measured: np.ndarray, moved: float) -> None:
         """Keep an outcome ``[q]``, and how far its model moved."""
         row = np.append(measured, moved)
         self.known[key] = row
         if self._place is not None:
-            number, place = self._rooms.pop(key)
+            number, place = self._rooms[key]
             rows, written = self._arrays[number]
             rows[place] = row
             written[place] = _mark(row)

@@ -59,7 +59,7 @@ class Layers(Slopes):
     name = "stacked layers"
 
     def __init__(self, objective: Objective) -> None:
-        stages = stages_of(objective)
+        stages = stages_of(objective, axes=2) or stages_of(objective, axes=3)
         if stages is None:
             raise ModelError("The model is no sequence of linear layers. Use Mapped or Single.")
         self._objective, self._stages = objective, stages
@@ -131,10 +131,14 @@ def _rows(module: nn.Flatten) -> bool:
     return (module.start_dim, module.end_dim) == (1, -1)
 
 
-def stages_of(objective: Objective) -> list[Stage] | None:
+def stages_of(objective: Objective, axes: int = 2) -> list[Stage] | None:
     """The layers of a sequence of linear layers and activations, or None.
 
     Exact types without hooks, every parameter trained and used once; everything else is autograd's.
+
+    Args:
+        objective: the model and its loss.
+        axes: of the inputs, rows first.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -147,6 +151,8 @@ def stages_of(objective: Objective) -> list[Stage] | None:
     if not (alone or type(model) is nn.Sequential) or objective.autocast is not None:
         return None
     if any(_hooked(module) for module in model.modules()):
+        return None
+    if axes != 2 and not (named and type(named[0][1]) is nn.Flatten):
         return None
     stages: list[Stage] = []
     for place, (name, module) in enumerate(named):

@@ -1,22 +1,25 @@
 """Retraining by a recipe."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, final
 
+import numpy as np
 from torch import nn
 
 from upweight.bars import track
 from upweight.data import Data
 from upweight.objective import Objective
-from upweight.retraining.choosing import chunks, fastest
+from upweight.retraining.choosing import alone, chunks, fastest, way_of
 from upweight.retraining.runs import Asked, Outcome, Run, distance
 from upweight.retraining.starts import Fresh
-from upweight.retraining.together import Trainer
+from upweight.retraining.together import Trainer, Way
 from upweight.retraining.training import Training
 from upweight.retraining.trials import Trials
 from upweight.risk import Risk
 
 __all__ = ["ByRecipe", "fit"]
+
+ROUNDED = 1e-3
 
 
 def fit(objective: Objective, train: Any, training: Training) -> nn.Module:
@@ -42,7 +45,7 @@ def fit(objective: Objective, train: Any, training: Training) -> nn.Module:
     """
     risk = Risk(objective, Data.of(train))
     trainer, whole = Trainer(risk, training), Trials.whole(len(risk.data), [training.seed])
-    return next(trainer.run(whole, fastest(trainer, whole)))
+    return next(trainer.run(whole, alone(trainer)))
 
 
 @final
@@ -62,6 +65,16 @@ class ByRecipe(Run):
         self._risk, self._asked = risk, asked
         self._trainer = Trainer(risk, training)
         self.own, self.words = training.seed, training.words()
+        self._rounding, self._rounded = 0.0, False
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What rounding does to a training, where that is not little."""
+        said = (
+            "training is chaotic here: rounding alone, of the same training with its sums in "
+            f"another order, moves measures by up to {self._rounding:.2g}"
+        )
+        return (said,) if self._rounded else ()
 
     def identity(self) -> Any:
         """The recipe, and the values that it starts from or leaves as they are."""
@@ -72,14 +85,55 @@ class ByRecipe(Run):
             state = {name: value for name, value in state.items() if name not in trained}
         return training, state
 
-    def outcomes(self, trials: Trials) -> Iterator[Outcome]:
-        """As each group of models is trained."""
-        known = self._risk.objective.space.values()
+    def plan(self, trials: Trials, known: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        """The way that is fastest here, unless one is known."""
+        if known:
+            return known
         way = fastest(self._trainer, trials)
+        return {"form": way.name, "at_once": way.at_once, "together": way.together}
+
+    def outcomes(
+        self, trials: Trials, wanted: np.ndarray, plan: Mapping[str, Any]
+    ) -> Iterator[Outcome]:
+        """As each group of models is trained."""
+        way, one = way_of(plan), alone(self._trainer)
         parts = chunks(trials, way)
-        for part in track(parts, f"retraining ({way.words()})", len(parts)):
-            models = self._trainer.run(trials.take(part), way)
-            for number, model in zip(part.tolist(), models, strict=True):
-                named = dict(model.named_parameters())
-                moved = distance({name: named[name].detach() for name in known}, known)
-                yield Outcome(number, self._asked.of(model), moved)
+        seeds = set(trials.seeds[trials.whole_data()].tolist())
+        several = (p for p, part in enumerate(parts) if len(part) > 1)
+        first = next((p for p in several if int(trials.seeds[parts[p][0]]) in seeds), -1)
+        whole: dict[int, np.ndarray] = {}
+        for place, part in track(enumerate(parts), f"retraining ({way.words()})", len(parts)):
+            if not np.isin(part, wanted).any():
+                continue
+            some = trials.take(part)
+            if some.whole_data().all():
+                for outcome in self._trained(some, one, part):
+                    assert outcome.measured is not None
+                    whole[int(some.seeds[0])] = outcome.measured
+                    yield outcome
+            elif place == first:
+                yield from self._compared(some, way, part, whole)
+            else:
+                yield from self._trained(some, way, part)
+
+    def _trained(self, some: Trials, way: Way, part: np.ndarray) -> Iterator[Outcome]:
+        """Outcomes of trials that have the numbers ``part``."""
+        known = self._risk.objective.space.values()
+        models = self._trainer.run(some, way)
+        for number, model in zip(part.tolist(), models, strict=True):
+            named = dict(model.named_parameters())
+            moved = distance({name: named[name].detach() for name in known}, known)
+            yield Outcome(number, self._asked.of(model), moved)
+
+    def _compared(
+        self, some: Trials, way: Way, part: np.ndarray, whole: Mapping[int, np.ndarray]
+    ) -> Iterator[Outcome]:
+        """The same, with all of the data among them, which another way has trained before."""
+        seed = int(some.seeds[0])
+        again = Trials.whole(some.gone.shape[1], [seed]).then(some)
+        for outcome in self._trained(again, way, np.concatenate([[-1], part])):
+            if outcome.number >= 0:
+                yield outcome
+            elif seed in whole and outcome.measured is not None:
+                self._rounding = float(np.abs(outcome.measured - whole[seed]).max())
+                self._rounded = self._rounding > ROUNDED * float(np.abs(whole[seed]).max())

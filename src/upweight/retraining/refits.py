@@ -1,6 +1,6 @@
 """Retraining of convex objectives: minimised anew to machine precision, from the model at hand."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -72,29 +72,32 @@ class ByRefit(Run):
         """The settings, and where the refits begin."""
         return self._settings, self._risk.objective.model.state_dict()
 
-    def outcomes(self, trials: Trials) -> Iterator[Outcome]:
+    def outcomes(
+        self, trials: Trials, wanted: np.ndarray, plan: Mapping[str, Any]
+    ) -> Iterator[Outcome]:
         """As each group of refits has reached its minima.
 
         Raises:
             NotConvergedError: more than a fifth of a group did not.
             InputError: a trial both removes and relabels, or a label would change a weight.
         """
-        keys = Trials(trials.kind, trials.gone, np.zeros_like(trials.seeds), trials.relabels).keys()
-        _, first, same = np.unique(keys, return_index=True, return_inverse=True)
-        edits = [self._edit(trials.take(np.array([number]))) for number in first]
+        del plan
+        changes = trials.take(wanted).changes()
+        _, first, same = np.unique(changes, return_index=True, return_inverse=True)
+        edits = [self._edit(trials.take(wanted[[row]])) for row in first]
         starts = range(0, len(edits), self._settings.at_once)
         for start in track(starts, "refits", len(starts)):
             some = edits[start : start + self._settings.at_once]
             fits = refit(self._risk, self._inverse, some, rtol=self._settings.rtol)
-            yield from self._found(fits, same - start)
+            yield from self._found(fits, wanted, same - start)
 
-    def _found(self, fits: Refits, which: np.ndarray) -> Iterator[Outcome]:
-        """Outcomes of the trials whose refit ``which [m]`` is among these."""
+    def _found(self, fits: Refits, numbers: np.ndarray, which: np.ndarray) -> Iterator[Outcome]:
+        """Outcomes of the trials ``numbers [k]`` whose refit ``which [k]`` is among these."""
         objective = self._asked.objective
         measured = fits.measure(self._risk, self._asked.queries, objective.measure).cpu().numpy()
         known = objective.space.row().double()
         moved = ((fits.rows - known).norm(dim=1) / known.norm()).tolist()
-        for number, row in enumerate(which.tolist()):
+        for number, row in zip(numbers.tolist(), which.tolist(), strict=True):
             if not 0 <= row < len(measured):
                 continue
             if bool(fits.met[row]):

@@ -79,12 +79,12 @@ def retrain(
             f"{len(risk.data)}. Make them with examples=len(data)."
         )
     objective, asked = risk.objective, Asked(risk.objective, queries)
-    run, seeds = _run(risk, asked, how), np.unique(trials.seeds)
+    run, seeds, at_hand = _run(risk, asked, how), np.unique(trials.seeds), asked.of(objective.model)
     everything = Trials.whole(len(risk.data), seeds.tolist()).then(trials)
     keys = everything.keys().tolist()
     identity = "" if path is None else _identity(objective, risk.data, queries, run)
     journal = Journal(path, identity, len(queries))
-    failures = _fill(journal, run, everything, keys)
+    failures = _fill(journal, run, (everything, keys), np.isfinite(at_hand))
     blank = np.full(len(queries) + 1, np.nan)
     rows, count = np.stack([journal.known.get(key, blank) for key in keys]), len(seeds)
     lost = [failures[number] for number in range(count) if number in failures]
@@ -102,24 +102,39 @@ def retrain(
         how=run.words,
         failures={number - count: said for number, said in failures.items()},
         own=run.own,
-        at_hand=asked.of(objective.model),
+        at_hand=at_hand,
         drift=rows[:count, -1],
         notes=run.notes,
     )
 
 
-def _fill(journal: Journal, run: Run, trials: Trials, keys: list[str]) -> dict[int, str]:
-    """Run the trials that are not in the journal, each once; what failed, and why."""
+def _fill(
+    journal: Journal, run: Run, asked: tuple[Trials, list[str]], known: np.ndarray
+) -> dict[int, str]:
+    """Run the trials that are not in the journal, each once; what failed, and why.
+
+    Args:
+        journal: of the outcomes.
+        run: how.
+        asked: trials and their keys.
+        known: which queries ``[q]`` have a measure under the model at hand.
+    """
+    trials, keys = asked
     first = {key: number for number, key in reversed(list(enumerate(keys)))}
-    left = np.array([number for key, number in sorted(first.items(), key=lambda item: item[1])
-                     if key not in journal.known], dtype=np.int64)  # fmt: skip
-    journal.expect([keys[number] for number in left])
     failed: dict[str, str] = {}
-    if len(left):
-        for outcome in run.outcomes(trials.take(left)):
-            key = keys[left[outcome.number]]
+    journal.expect(list(dict.fromkeys(keys)))
+    # What was asked for together is run together, so that a killed run ends as it would have.
+    for batch in journal.unfinished(list(first)):
+        numbers = np.array([first[key] for key in batch])
+        wanted = np.array([place for place, key in enumerate(batch) if key not in journal.known])
+        some = trials.take(numbers)
+        plan = journal.plan = run.plan(some, journal.plan)
+        for outcome in run.outcomes(some, wanted, plan):
+            key = batch[outcome.number]
             if outcome.measured is None:
                 failed[key] = outcome.failure or "no outcome"
-            else:
+            elif not np.isfinite(outcome.measured[known]).all():
+                failed[key] = "the measures are not finite: the training diverged"
+            elif key not in journal.known:
                 journal.put(key, outcome.measured, outcome.moved)
     return {number: failed[key] for number, key in enumerate(keys) if key in failed}

@@ -53,9 +53,25 @@ class Run(ABC):
     def identity(self) -> Any:
         """What outcomes rest on beside objective, data and queries, to be hashed."""
 
+    def plan(self, trials: Trials, known: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        """How these trials will be run, in JSON values: as a known plan says, if there is one.
+
+        With the same plan and trials, a run that was stopped ends as if it had not been.
+        """
+        del trials, known
+        return {}
+
     @abstractmethod
-    def outcomes(self, trials: Trials) -> Iterator[Outcome]:
-        """The outcome of every trial, each as soon as it is there, in any order."""
+    def outcomes(
+        self, trials: Trials, wanted: np.ndarray, plan: Mapping[str, Any]
+    ) -> Iterator[Outcome]:
+        """Outcomes of the wanted trials, each as soon as it is there, in any order.
+
+        Args:
+            trials: all, of which some are known already.
+            wanted: numbers ``[k]`` of those that are not; the outcome of another one is ignored.
+            plan: as ``plan`` made it.
+        """
 
     @property
     def notes(self) -> tuple[str, ...]:

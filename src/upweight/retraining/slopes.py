@@ -72,7 +72,7 @@ class Single(Slopes):
         objective: the model in train mode, and its loss.
     """
 
-    name = "one after another"
+    name = "autograd"
 
     def __init__(self, objective: Objective) -> None:
         self._objective = objective

@@ -48,7 +48,7 @@ class Way:
         return f"{self.name}, {self.at_once} at once"
 
 
-ONE = Way(Single, "autograd", 1, together=False)
+ONE = Way(Single, Single.name, 1, together=False)
 
 
 @contextmanager

@@ -174,6 +174,13 @@ class Trials:
         each = np.asarray(seeds, dtype=np.int64)
         return cls(kind, np.repeat(gone, len(each), axis=0), np.tile(each, len(gone)))
 
+    def whole_data(self) -> np.ndarray:
+        """Which trials change nothing, ``[m]``."""
+        found: np.ndarray = np.logical_not(self.gone.any(axis=1))
+        if self.relabels is not None:
+            found[self.relabels.trial] = False
+        return found
+
     def take(self, rows: np.ndarray) -> "Trials":
         """Some of the trials, by their numbers ``[k]``."""
         relabels = None if self.relabels is None else self.relabels.of(rows)

@@ -38,7 +38,7 @@ LAYERS = [
     {"answers"},
     {"prepared", "baselines", "changes", "groups", "l2"},
     {"validation", "explanation", "plan", "derivatives", "evidence", "calibration"},
-    {"whatifs"},
+    {"tuning", "whatifs"},
     {"front"},
     {"onecall", "attacks", "ensemble"},
     {"recipe"},

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     )
     from upweight.bars import progress
     from upweight.budget import memory
+    from upweight.calibration import Calibration
     from upweight.curvature import Sketch
     from upweight.damping import FiniteTraining
     from upweight.data import Data
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from upweight.scores import Extremes, Scores
     from upweight.solvers import CG, Budget, DataInf, Kronecker, Lanczos, LiSSA, Nystrom, Settled
     from upweight.tables import Table
+    from upweight.tuning import Tuning
 
 __version__ = "0.1.0"
 
@@ -75,6 +77,7 @@ _HOMES = {
         "Validation",
         "WhatIf",
     ),
+    "calibration": ("Calibration",),
     "curvature": ("Sketch",),
     "damping": ("FiniteTraining",),
     "data": ("Data",),
@@ -108,6 +111,7 @@ _HOMES = {
     "scores": ("Extremes", "Scores"),
     "solvers": ("CG", "Budget", "DataInf", "Kronecker", "Lanczos", "LiSSA", "Nystrom", "Settled"),
     "tables": ("Table",),
+    "tuning": ("Tuning",),
 }
 
 __all__ = [
@@ -119,6 +123,7 @@ __all__ = [
     "Baseline",
     "BinaryCrossEntropy",
     "Budget",
+    "Calibration",
     "Cholesky",
     "CrossEntropy",
     "Data",
@@ -163,6 +168,7 @@ __all__ = [
     "Training",
     "Trials",
     "Truth",
+    "Tuning",
     "UpweightError",
     "Validation",
     "WhatIf",

@@ -1,7 +1,7 @@
 """The damping λ that is added to a curvature: a number, or what gives one.
 
-Where it comes from, in this order of trust: the objective's own L2, which is in the curvature
-already; the length of the training; the size of the curvature.
+Where it comes from, in this order of trust: models that were really trained again; the objective's
+own L2, which is in the curvature already; the length of the training; the size of the curvature.
 """
 
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ class FiniteTraining:
         return (1 - self.momentum) / (self.learning_rate * self.steps)
 
 
-Damping = float | Literal["auto"] | FiniteTraining
+Damping = float | Literal["auto", "validated"] | FiniteTraining
 
 
 def check_damping(damping: Any) -> Damping:
@@ -68,13 +68,13 @@ def check_damping(damping: Any) -> Damping:
     Raises:
         InputError: it is not.
     """
-    if isinstance(damping, FiniteTraining) or damping == "auto":
+    if isinstance(damping, FiniteTraining) or damping in ("auto", "validated"):
         return damping  # type: ignore[no-any-return]
     number = isinstance(damping, (int, float)) and not isinstance(damping, bool)
     if not number or not 0 <= damping < float("inf"):
         raise InputError(
-            "damping must be a finite number ≥ 0, 'auto', or FiniteTraining(learning_rate, steps), "
-            f"got {damping!r}."
+            "damping must be a finite number ≥ 0, 'auto', 'validated', or "
+            f"FiniteTraining(learning_rate, steps), got {damping!r}."
         )
     return float(damping)
 
@@ -86,12 +86,16 @@ def resolved(damping: Damping, objective: Objective, curvature: Operator) -> flo
     model was trained with; elsewhere a tenth of the mean eigenvalue, so that directions which the
     data do not determine count little. It is a place to start from, not a measurement: ``sweep``
     shows what depends on it, and the training's own length, where known, is better
-    (``FiniteTraining``).
+    (``FiniteTraining``). "validated" stands for what retraining chooses, and for no number until
+    it has.
 
     Args:
         damping: as asked.
         objective: what was minimised.
         curvature: with the objective's L2, without damping.
+
+    Raises:
+        InputError: it is "validated", and no truth has chosen a number.
 
     Example:
         >>> import torch
@@ -103,6 +107,12 @@ def resolved(damping: Damping, objective: Objective, curvature: Operator) -> flo
     """
     if isinstance(damping, FiniteTraining):
         return damping.damping
+    if damping == "validated":
+        raise InputError(
+            "damping='validated' is chosen by retrained models: truth = inf.retrain(queries, "
+            "trials, how), best = inf.tune(queries, truth), and then inf.tuned(best) answers. Or "
+            "pass a number, or 'auto'."
+        )
     if damping != "auto":
         return damping
     if bool((objective.l2 > 0).all()):

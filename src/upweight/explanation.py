@@ -14,7 +14,7 @@ from upweight.answers import Sweep
 from upweight.data import Data
 from upweight.engine import Job, located, query_gradients, score
 from upweight.errors import InputError, NumericalError
-from upweight.linalg import RowValues
+from upweight.linalg import Operator, RowValues
 from upweight.meaning import Meaning, meaning_of
 from upweight.methods import Baseline
 from upweight.objective import Measure
@@ -23,7 +23,16 @@ from upweight.scores import Extremes, Provenance, Scores
 from upweight.sinks import ExtremesSink, MatrixSink, StoredSink
 from upweight.store import resume, write_manifest
 
-__all__ = ["Question", "compare", "explain", "explain_into", "extremes", "self_influence", "sweep"]
+__all__ = [
+    "Question",
+    "compare",
+    "explain",
+    "explain_into",
+    "extremes",
+    "self_influence",
+    "sweep",
+    "usual_dampings",
+]
 
 SWEPT = tuple(10.0**power for power in (-3, -2.5, -2, -1.5, -1, -0.5, 0, 0.5, 1))
 
@@ -151,6 +160,18 @@ def extremes(asked: Question, k: int) -> Extremes:
     )
 
 
+def usual_dampings(curvature: Operator) -> list[float]:
+    """From a thousandth of the mean eigenvalue of a curvature to ten times it.
+
+    Example:
+        >>> from upweight.linalg import Dense
+        >>> usual_dampings(Dense(torch.eye(2)))[:3]
+        [0.001, 0.00316, 0.01]
+    """
+    mean = max(curvature.trace(), 0.0) / curvature.size
+    return [float(f"{share * mean:.3g}") for share in SWEPT]
+
+
 def sweep(asked: Question, dampings: Sequence[float] | None) -> Sweep:
     """Scores at several dampings from one fit, one set of query gradients and one pass.
 
@@ -168,8 +189,7 @@ def sweep(asked: Question, dampings: Sequence[float] | None) -> Sweep:
     assert method.solver is not None
     base = method.solver.prepared(made.curvature)
     if dampings is None:
-        mean = max(base.trace(), 0.0) / base.size
-        dampings = [float(f"{share * mean:.3g}") for share in SWEPT]
+        dampings = usual_dampings(base)
     if not dampings or any(not 0 <= value < float("inf") for value in dampings):
         raise InputError(f"Dampings are finite numbers ≥ 0, got {list(dampings)}.")
     gradients = query_gradients(made.objective, asked.queries, asked.measure)

@@ -11,17 +11,19 @@ from upweight.data import Data
 from upweight.errors import InputError
 from upweight.fingerprints import fingerprint
 from upweight.front.changing import Changing
+from upweight.front.choosing import Choosing
 from upweight.front.proving import Proving
 from upweight.objective import Objective
 from upweight.plan import Plan, make_plan
 from upweight.prepared import Prepared, answering
 from upweight.states import State, in_state, read_state
+from upweight.tuning import Tuning
 
 __all__ = ["Influence"]
 
 
 @final
-class Influence(Proving, Changing):
+class Influence(Proving, Changing, Choosing):
     """Influence of training examples on a trained model.
 
     Nothing is computed until something is asked. The model is only read: it is bit-identical
@@ -33,7 +35,8 @@ class Influence(Proving, Changing):
         loss: a name, a torch criterion, or a callable (outputs, targets) -> ``[n]``.
         l2: λ of ½λ‖θ‖² in the objective, or a mapping of name patterns to λ.
         method: a row of ``METHODS``, a Method, a solver, or an inverse curvature with ``@``.
-        damping: added to the curvature beside l2: a number, "auto", or what a FiniteTraining says.
+        damping: added to the curvature beside l2: a number, "auto", what a FiniteTraining says, or
+            "validated": what ``tune`` is to choose.
 
     Raises:
         InputError: of the kind that tells which argument is at fault.
@@ -118,6 +121,18 @@ class Influence(Proving, Changing):
         )
         factors, gradients = made.kept_inside(fingerprint(dict(sorted(found.items()))))
         return other.keep(factors=factors, gradients=gradients)
+
+    def tuned(self, tuning: Tuning) -> "Influence":
+        """The same questions with the method and damping that retraining chose.
+
+        It is the default's where no gain was shown (``tuning.chosen``). Nothing that this one keeps
+        on disk is kept by the other until it is told to.
+
+        Args:
+            tuning: from ``tune``.
+        """
+        made, chosen = self._made, tuning.chosen
+        return Influence(made.whole, made.data, method=chosen.method, damping=chosen.damping)
 
     @answering
     def plan(self, queries: Any) -> Plan:

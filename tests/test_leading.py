@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import upweight as uw
-from upweight.curvature import GaussNewton, Hessian, Leading, products
+from upweight.curvature import Draws, GaussNewton, Hessian, Leading, leading, products
 from upweight.curvature.slopes import principal
 from upweight.errors import IndefiniteError
 from upweight.gradients import Observation, layout_of, observe
@@ -117,6 +117,29 @@ def test_rows_in_factors_are_their_matrices(n, c, o, i, q, ones, seed):
     assert found.bytes() == (n * c * o + n * i) * 8
 
 
+def test_rows_of_an_example_share_its_right_factor():
+    generator = torch.Generator().manual_seed(0)
+    owners = torch.tensor([2, 5, 5, 5, 6, 9, 9])
+    right = torch.randn(4, 3, generator=generator).double()
+    place = torch.tensor([0, 1, 1, 1, 2, 3, 3])
+    single = ProductRows(
+        torch.randn(7, 1, 2, generator=generator).double(), right[place], ones=True
+    )
+    block = Block("w", 1, 2, 4, 0, 6)
+    rows = torch.randn(5, 8, generator=generator).double()
+    grouped = single.grouped(owners)
+    assert torch.equal(grouped.right, right)
+    torch.testing.assert_close(grouped.dot(*block.views(rows)), single.dot(*block.views(rows)))
+    torch.testing.assert_close(grouped.gram(), single.gram())
+    weights, one, other = rows[:, :7], torch.zeros(5, 8).double(), torch.zeros(5, 8).double()
+    grouped.add(weights, *block.views(one))
+    single.add(weights, *block.views(other))
+    torch.testing.assert_close(one, other)
+    # As in a norm, whose right factor is another for every slope.
+    apart = ProductRows(single.left, right[place] + torch.arange(7.0)[:, None], ones=True)
+    assert apart.grouped(owners) is apart
+
+
 def test_woodbury_is_the_inverse():
     asked = risk()
     batch, _ = asked.rows(0, 6)
@@ -144,7 +167,18 @@ def test_all_rows_make_the_exact_inverse_and_one_step(loss):
     assert CG(preconditioner=Leading(10_000)).init(matrix).solve(rows).steps == 1
 
 
-def test_few_rows_are_the_longest_and_the_solve_is_exact_all_the_same():
+def test_rows_of_equal_length_belong_together():
+    """Of outputs that are all alike any turn of the columns is principal."""
+    asked = risk()
+    nn.init.zeros_(asked.objective.model.head.weight)
+    nn.init.zeros_(asked.objective.model.head.bias)
+    matrix = GaussNewton(asked) + 0.05
+    wanted = torch.linalg.inv(matrix.to_dense())
+    torch.testing.assert_close(Leading()(matrix, 5).to_dense(), wanted, rtol=1e-7, atol=1e-9)
+
+
+def test_few_rows_are_the_longest_and_the_solve_is_exact_all_the_same(monkeypatch):
+    monkeypatch.setattr(leading, "FEWER", 0)
     asked = risk()
     matrix = GaussNewton(asked) + 0.01
     layout = layout_of(asked.objective, asked.rows(0, 4)[0])
@@ -175,8 +209,108 @@ def test_what_has_no_such_rows_has_no_preconditioner():
 
 def test_a_small_budget_takes_fewer_rows(monkeypatch):
     matrix = GaussNewton(risk()) + 0.05
-    monkeypatch.setattr("upweight.curvature.leading.budget", lambda: 4 * 8000)
+    monkeypatch.setattr(leading, "FEWER", 0)
+    monkeypatch.setattr(leading, "budget", lambda: 4 * 8000)
     found = Leading()(matrix, 5)
     rows = sum(part.bytes() for part in found.parts)
     assert 1 <= len(found.factor) < 33
-    assert rows + found.factor.nbytes <= 8000
+    assert rows + 2 * found.factor.nbytes <= 8000
+
+
+class Letters(nn.Module):
+    """A language model: attention over what was before, a norm, a head, and a scale of no rule."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(7, 4)
+        self.attend = nn.Linear(4, 12)
+        self.scale = nn.Parameter(torch.rand(3, 2) + 0.5)
+        self.head = nn.Linear(4, 7)
+
+    def forward(self, tokens):
+        h = self.embed(tokens)
+        mixed = nn.functional.scaled_dot_product_attention(
+            *self.attend(h).chunk(3, 2), is_causal=True
+        )
+        return self.head(torch.tanh(h + mixed * torch.linalg.norm(self.scale, ord="fro")))
+
+
+def sequences(n=9, l2=0.1):
+    """Next tokens, padding left out: no short list of columns."""
+    torch.manual_seed(0)
+    model = Letters().double()
+    generator = torch.Generator().manual_seed(0)
+    tokens, targets = torch.randint(7, (2, n, 5), generator=generator)
+    targets[torch.rand(n, 5, generator=generator) < 0.3] = -100
+    weights = torch.rand(n, generator=generator)
+    data = uw.Data.of((tokens, targets), weights=weights, batch_size=4)
+    return Risk(uw.Objective(model, "cross_entropy", l2=l2), data)
+
+
+def draws(asked, count, seed=0):
+    """The same random rows, all at once, ``[n, p]``."""
+    batch, share = asked.rows(0, len(asked.data))
+    seen = observe(asked.objective, batch)
+    found = [
+        gradients.dense() * (share * weight).sqrt()[:, None]
+        for gradients, weight in Draws(count, seed).gradients(seen)
+    ]
+    return torch.cat(found)
+
+
+def test_sequences_have_the_directions_of_their_draws():
+    asked = sequences()
+    v = draws(asked, 8)
+    eye = torch.eye(v.shape[1], dtype=torch.float64)
+    wanted = torch.linalg.inv(v.T @ v + 0.15 * eye)
+    found = Leading()(GaussNewton(asked) + 0.05, 3)
+    torch.testing.assert_close(found.to_dense(), wanted, rtol=1e-7, atol=1e-9)
+    again = Leading()(GaussNewton(asked) + 0.05, 3)
+    assert torch.equal(found.to_dense(), again.to_dense())
+
+
+def test_few_directions_are_the_principal_ones(monkeypatch):
+    asked = sequences()
+    v = draws(asked, 6)
+    monkeypatch.setattr(leading, "MOST_DRAWN", 6)
+    # All 54 draws fit into the room of 40 directions and 20 rows more.
+    found = Leading(40)(GaussNewton(asked) + 0.05, 3)
+    values, vectors = torch.linalg.eigh(v.T @ v)
+    first = (vectors[:, -40:] * values[-40:]) @ vectors[:, -40:].T
+    wanted = torch.linalg.inv(first + 0.15 * torch.eye(v.shape[1], dtype=torch.float64))
+    torch.testing.assert_close(found.to_dense(), wanted, rtol=1e-7, atol=1e-9)
+    assert len(found.factor) == 40
+
+
+def test_directions_of_a_sample_count_for_all_examples(monkeypatch):
+    asked = sequences()
+    monkeypatch.setattr(leading, "DRAWN", 2)
+    chosen = torch.randperm(9, generator=torch.Generator().manual_seed(3))[:6].sort().values
+    v = draws(asked, 1, seed=3)[chosen] * (9 / 6) ** 0.5
+
+    def top(rows):
+        _, turn = torch.linalg.eigh(rows @ rows.T)
+        return turn[:, -3:].T @ rows
+
+    # Of 6 rows 5 are there at once: room for 3 directions, and 2 more before they are turned.
+    kept = top(torch.cat([top(v[:5]), v[5:]]))
+    wanted = torch.linalg.inv(kept.T @ kept + 0.15 * torch.eye(v.shape[1], dtype=torch.float64))
+    found = Leading(3, seed=3)(GaussNewton(asked) + 0.05, 3)
+    torch.testing.assert_close(found.to_dense(), wanted, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("rows", [1, 10, 4000])
+def test_solves_of_sequences_are_exact_whatever_the_directions(rows):
+    asked = sequences()
+    matrix = GaussNewton(asked) + 0.01
+    queries = torch.randn(3, matrix.size, generator=torch.Generator().manual_seed(1)).double()
+    exact = torch.linalg.solve(matrix.to_dense(), queries.T).T
+    solved = CG(rtol=1e-10, preconditioner=Leading(rows)).init(matrix).solve(queries)
+    torch.testing.assert_close(solved.require(), exact, rtol=1e-7, atol=1e-9)
+
+
+def test_directions_keep_within_a_third_and_a_half_more_of_the_budget(monkeypatch):
+    asked = sequences()
+    row = asked.objective.space.size * 8
+    monkeypatch.setattr(leading, "budget", lambda: 3 * 4 * row)
+    assert len(Leading()(GaussNewton(asked) + 0.05, 3).factor) == 4

@@ -87,16 +87,19 @@ class FormedRows(RowPart):
 
 @final
 class ProductRows(RowPart):
-    """Outer products l_nc ⊗ r_n, never formed: m = n·c rows, those of an example side by side.
+    """Outer products l_nc ⊗ r_n, never formed: those of an example share its right factor.
 
     Args:
         left: l, ``[n, c, o]``.
         right: r, ``[n, i]``, without the 1 of a bias.
         ones: whether a last column of r is 1 and left out.
+        places: which of the n·c outer products are rows, ``[m]``; all by default.
     """
 
-    def __init__(self, left: Tensor, right: Tensor, *, ones: bool) -> None:
-        self.left, self.right, self.ones = left, right, ones
+    def __init__(
+        self, left: Tensor, right: Tensor, *, ones: bool, places: Tensor | None = None
+    ) -> None:
+        self.left, self.right, self.ones, self.places = left, right, ones, places
 
     def dot(self, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Matrices times r first, for all c at once, then times l."""
@@ -108,11 +111,14 @@ class ProductRows(RowPart):
         products = torch.cat(found)
         if self.ones and bias is not None:
             products += self.left @ bias[:, 0].T
-        return products.flatten(0, 1)
+        products = products.flatten(0, 1)
+        return products if self.places is None else products[self.places]
 
     def add(self, weights: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         """Σ_n (Σ_c w_nc l_nc) ⊗ r_n: one product over the examples for each row of weights."""
         (n, c, o), q = self.left.shape, len(weights)
+        if self.places is not None:
+            weights = weights.new_zeros(q, n * c).index_copy_(1, self.places, weights)
         spread = weights.view(q, n, c).transpose(0, 1)
         for piece in pieces(n, q * o * self.left.element_size()):
             scaled, right = torch.matmul(spread[piece], self.left[piece]), self.right[piece]
@@ -126,9 +132,12 @@ class ProductRows(RowPart):
         c, flat = self.left.shape[1], self.left.flatten(0, 1)
         inner = self.right @ self.right.T
         inner = inner + 1 if self.ones else inner
+        if self.places is not None:
+            flat, owners = flat[self.places], self.places // c
+            return (flat @ flat.T).mul_(inner[owners][:, owners])
         if c > 1:
             inner = inner.repeat_interleave(c, 0).repeat_interleave(c, 1)
-        return (flat @ flat.T) * inner
+        return (flat @ flat.T).mul_(inner)
 
     def bytes(self) -> int:
         """Of the factors."""
@@ -139,6 +148,22 @@ class ProductRows(RowPart):
         every = [self, *others]
         left = torch.cat([part.left for part in every])
         return ProductRows(left, torch.cat([part.right for part in every]), ones=self.ones)
+
+    def grouped(self, owners: Tensor) -> "ProductRows":
+        """The same rows, c = 1, with those of an example side by side, if they share its r.
+
+        Args:
+            owners: the example of each row, ``[m]``, ascending.
+        """
+        _, group, counts = owners.unique_consecutive(return_inverse=True, return_counts=True)
+        first, width = counts.cumsum(0) - counts, int(counts.max())
+        gap, size = (self.right - self.right[first[group]]).abs().max(), self.right.abs().max()
+        if gap > 8 * torch.finfo(size.dtype).eps * size:
+            return self
+        places = group * width + torch.arange(len(owners), device=group.device) - first[group]
+        left = self.left.new_zeros(len(counts), width, self.left.shape[2])
+        left.flatten(0, 1)[places] = self.left[:, 0]
+        return ProductRows(left, self.right[first], ones=self.ones, places=places)
 
 
 def rows_of(block: Block, columns: Sequence[Sequence[Outer]]) -> RowPart | None:

@@ -61,7 +61,8 @@ def only_error(capsys) -> str:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["demo"], ["run"], ["validate"], ["doctor"], ["new"], ["export"], ["methods"]]
+    "command",
+    [[], ["demo"], ["run"], ["validate"], ["tune"], ["doctor"], ["new"], ["export"], ["methods"]],
 )
 def test_help_is_quick_and_without_torch(command):
     code = (
@@ -330,6 +331,45 @@ def test_validate_refuses_in_one_line_and_leaves_no_run(recipe, capsys, line, wo
     assert main(["validate", "my.py", *words.split()]) == 1
     assert says in only_error(capsys)
     assert left(Path()) <= {"my.py", "upweight-my-truth"}
+
+
+def test_tune_chooses_by_models_trained_again(recipe, capsys):
+    recipe.write_text(recipe.read_text() + TRAINED)
+    words = ["--budget", "8 s", "--method", "ggn", "--method", "no_hessian", "--truth", "kept"]
+    assert main(["tune", "my.py", *words]) == 0
+    said = capsys.readouterr().out
+    assert "trained by retrain" in said
+    assert "tried 11 settings of 2 methods" in said
+    assert said.splitlines()[-1].startswith("upweight run my.py --method ")
+    assert left(Path()) == {"my.py", "kept"}
+    # The setting that it names runs.
+    chosen = said.splitlines()[-1].split()[1:]
+    assert main([*chosen, "--removals", "0", "--out", "out"]) == 0
+
+
+def test_tune_shares_its_truth_with_validate(recipe, capsys):
+    recipe.write_text(recipe.read_text() + TRAINED)
+    assert main(["tune", "my.py", "--budget", "8 s", "--method", "ggn"]) == 0
+    kept = left(next(Path("upweight-my-truth").iterdir()))
+    words = ["--budget", "3 s", "--method", "ggn", "--damping", "0.1"]
+    assert main(["validate", "my.py", *words]) == 0
+    assert left(next(Path("upweight-my-truth").iterdir())) >= kept
+    assert len(left(Path("upweight-my-truth"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--budget 0.000001", "the smallest evidence takes 17 of them"),
+        ("--budget never", "A budget is a number of seconds"),
+        ("--budget 9 --method exact --method euclidean", "is a baseline"),
+        ("--budget 9 --method nothing", "is unknown"),
+    ],
+)
+def test_tune_refuses_in_one_line(recipe, capsys, words, says):
+    capsys.readouterr()
+    assert main(["tune", "my.py", *words.split()]) == 1
+    assert says in only_error(capsys)
 
 
 def test_interrupted_words(capsys, monkeypatch):

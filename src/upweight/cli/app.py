@@ -103,6 +103,30 @@ def validate(
 
 
 @app.command
+def tune(
+    recipe: Path,
+    /,
+    *,
+    budget: str = "60 s",
+    method: Annotated[list[str] | None, Parameter(negative="")] = None,
+    truth: Path | None = None,
+) -> int:
+    """Train models again for some time, and choose the method and damping that predict them best.
+
+    Half of what was found chooses; the other half says what is gained over the default damping.
+
+    Args:
+        recipe: A Python file that may also define training or retrain, as for 'upweight validate'.
+        budget: Seconds, or words like '10 min' or '2 h'.
+        method: One or several, the default first: see 'upweight methods' (exact by default).
+        truth: Directory that keeps every outcome, shared with 'upweight validate'
+            (./upweight-NAME-truth by default).
+    """
+    work = _work("tune")
+    return int(work.tune(recipe, work.Settings(budget, method or ["exact"], truth)))
+
+
+@app.command
 def new(recipe: Path, /) -> int:
     """Write a recipe that runs as it is, to be filled with your own model.
 

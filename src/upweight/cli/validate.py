@@ -8,6 +8,7 @@ from typing import Any, final
 from upweight.cli.options import Place
 from upweight.cli.show import Clock, say, table
 from upweight.damping import Damping
+from upweight.data import Data
 from upweight.evidence import Evidence, spoken
 from upweight.fingerprints import fingerprint
 from upweight.recipe import Recipe, load
@@ -15,7 +16,7 @@ from upweight.report.retrained import retrained_view
 from upweight.store import publish
 from upweight.study import Study, Wish, summary, write_page
 
-__all__ = ["Settings", "validate"]
+__all__ = ["Settings", "question", "validate"]
 
 
 @final
@@ -54,7 +55,9 @@ def validate(recipe: Path, place: Place, settings: Settings) -> int:
             study.queries,
             budget=settings.budget,
             how=loaded.how,
-            path=settings.truth or Path(f"upweight-{recipe.stem}-truth") / _question(loaded, study),
+            path=settings.truth
+            or Path(f"upweight-{recipe.stem}-truth")
+            / question(loaded, study.influence.data, study.queries),
             scores=study.scores,
         )
         cost = found.cost
@@ -70,9 +73,9 @@ def validate(recipe: Path, place: Place, settings: Settings) -> int:
     return 0
 
 
-def _question(recipe: Recipe, study: Study) -> str:
+def question(recipe: Recipe, train: Data, queries: Data) -> str:
     """Hash of what outcomes rest on, the method not among it: all methods share one truth."""
-    data = (study.influence.data.fingerprint(), study.queries.fingerprint())
+    data = (train.fingerprint(), queries.fingerprint())
     objective = (recipe.loss, recipe.l2, recipe.removal, recipe.measure, recipe.parameters)
     return fingerprint((recipe.model.state_dict(), data, objective, recipe.how))
 

@@ -1,7 +1,15 @@
 """Evidence from a budget: which models to train again, and what their outcomes allow."""
 
-from upweight.evidence.gather import MOST_REFIT_PARAMETERS, gather
+from upweight.evidence.gather import MOST_REFIT_PARAMETERS, by_halves, gather
 from upweight.evidence.result import Evidence
 from upweight.evidence.spending import kept_in, seconds_of, spoken
 
-__all__ = ["MOST_REFIT_PARAMETERS", "Evidence", "gather", "kept_in", "seconds_of", "spoken"]
+__all__ = [
+    "MOST_REFIT_PARAMETERS",
+    "Evidence",
+    "by_halves",
+    "gather",
+    "kept_in",
+    "seconds_of",
+    "spoken",
+]

@@ -23,6 +23,7 @@ from upweight.scores import Scores
 __all__ = [
     "MOST_REFIT_PARAMETERS",
     "Ask",
+    "by_halves",
     "by_refits",
     "by_retraining",
     "evidence",
@@ -135,7 +136,7 @@ def by_retraining(
     elif enough:
         design = TopGroups(contest, queries=queries, seed=seed)
     else:
-        raise _too_little(spending, queries)
+        raise _too_little(spending, 2 * LEAST + (1 if queries >= LEAST else 2))
     return design, spend(design, ask, spending, first=1)
 
 
@@ -151,9 +152,29 @@ def _probe(ask: Ask, spending: Spending, trials: Trials) -> None:
     spending.observe(2 * len(set(trials.seeds.tolist())), spending.spent - start)
 
 
-def _too_little(spending: Spending, queries: int) -> InputError:
+def by_halves(ask: Ask, examples: int, spending: Spending, *, seed: int, least: int) -> Truth:
+    """As many random halves as a budget pays for, trained with the model's own seed.
+
+    Args:
+        ask: for the truth of trials.
+        examples: N.
+        spending: the budget.
+        seed: with which the model at hand was made.
+        least: halves without which the truth is of no use.
+
+    Raises:
+        InputError: the budget pays for fewer, with what it would take.
+    """
+    _probe(ask, spending, Trials.subsets(examples, count=1, fraction=0.5, seeds=[seed]))
+    affordable = spending.affords()
+    if affordable < least:
+        raise _too_little(spending, least + 1)
+    design = Halves(examples, count=min(MOST_HALVES, 8 * affordable), seeds=(seed,))
+    return spend(design, ask, spending, first=least)
+
+
+def _too_little(spending: Spending, least: int) -> InputError:
     """What the smallest evidence would take."""
-    least = 2 * LEAST + (1 if queries >= LEAST else 2)
     pace = spending.pace or 0.0
     return InputError(
         f"A budget of {spoken(spending.budget)} is too small: one training takes {spoken(pace)}, "

@@ -7,11 +7,20 @@ from hypothesis import strategies as st
 from torch import nn
 
 import upweight as uw
-from upweight.curvature import Draws, GaussNewton, Hessian, Leading, leading, products
+from upweight.curvature import (
+    Draws,
+    EmpiricalFisher,
+    Fisher,
+    GaussNewton,
+    Hessian,
+    Leading,
+    leading,
+    products,
+)
 from upweight.curvature.slopes import principal
 from upweight.errors import IndefiniteError
 from upweight.gradients import Observation, layout_of, observe
-from upweight.linalg import Block, Outer, Woodbury
+from upweight.linalg import Block, Dense, Outer, Woodbury
 from upweight.linalg.rows import FormedRows, ProductRows, rows_of
 from upweight.risk import Risk
 from upweight.solvers import CG
@@ -201,10 +210,22 @@ def test_few_rows_are_the_longest_and_the_solve_is_exact_all_the_same(monkeypatc
 
 
 def test_what_has_no_such_rows_has_no_preconditioner():
-    assert Leading()(Hessian(risk()) + 1.0, 5) is None
+    assert Leading()(Dense(torch.eye(3)) + 1.0, 5) is None
+    assert Leading()(EmpiricalFisher(risk()) + 1.0, 5) is None
     assert Leading()(GaussNewton(risk(l2=0.0)), 5) is None
     own = uw.Objective(Tokens().double(), lambda z, y: -z.square().sum(1), l2=0.1)
     assert Leading()(GaussNewton(Risk(own, risk().data)), 5) is None
+
+
+@pytest.mark.parametrize("curvature", [Hessian, Fisher])
+def test_what_resembles_a_gauss_newton_matrix_takes_its_rows(curvature):
+    matrix = curvature(risk(l2=0.5)) + 0.5
+    queries = torch.randn(2, matrix.size, generator=torch.Generator().manual_seed(1)).double()
+    exact = torch.linalg.solve(matrix.to_dense(), queries.T).T
+    plain = CG(rtol=1e-8).init(matrix).solve(queries)
+    solved = CG(rtol=1e-8, preconditioner=Leading()).init(matrix).solve(queries)
+    torch.testing.assert_close(solved.require(), exact, rtol=1e-6, atol=1e-8)
+    assert solved.steps < plain.steps
 
 
 def test_a_small_budget_takes_fewer_rows(monkeypatch):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from upweight.bars import track
 from upweight.budget import budget
-from upweight.curvature.products import GaussNewton
+from upweight.curvature.products import Fisher, GaussNewton, Hessian
 from upweight.curvature.slopes import MOST_TURNED, Draws, principal
 from upweight.data import Batch
 from upweight.errors import LossError
@@ -41,8 +41,8 @@ class Leading:
     position of an example, rows are outer products, and thousands fit: V are the longest, exactly.
     Elsewhere, as in convolutions and language models, a row is as large as the parameters: V are
     the principal directions of rows with random b (``Draws``), of which few hold more than many
-    rows do. Conjugate gradients correct for the rest, so the choice decides the number of steps and
-    not the answer.
+    rows do. The Fisher matrix and the Hessian resemble it, and take the same V. Conjugate gradients
+    correct for the rest, so the choice decides the number of steps and not the answer.
 
     Args:
         rows: of V at most; fewer where they would take more than a quarter of the memory budget, or
@@ -64,9 +64,9 @@ class Leading:
     seed: int = 0
 
     def __call__(self, operator: Operator, rows: int) -> Operator | None:
-        """The preconditioner of a Gauss-Newton matrix, or None of anything else."""
+        """The preconditioner of a matrix that is, or resembles, a Gauss-Newton matrix, or None."""
         base, shift = unshifted(operator)
-        if not isinstance(base, GaussNewton):
+        if not isinstance(base, (Fisher, GaussNewton, Hessian)):
             return None
         risk = base.risk
         layout = risk_layout(risk)

@@ -147,8 +147,9 @@ def gap(task: Task, pair: tuple[Tensor, Tensor], asked: tuple[Tensor, Tensor]) -
     trials = task.trials(task.examples).take(np.array([0]))
     pair, asked = ((x.double(), y) for x, y in (pair, asked))
     found = engine(task, pair, asked, trials)[1][0]
+    _, model = loop(task, pair, trials)
     with torch.no_grad():
-        outputs = loop(task, pair, trials)[1](asked[0])
+        outputs = model(asked[0])
         wanted = F.cross_entropy(outputs, asked[1], reduction="none").numpy()
     return float(np.abs(found - wanted).max())
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import upweight as uw
 from tests.cases import Scaled, Tied, Tokens
 from upweight.data import Data
+from upweight.errors import InputError
 from upweight.retraining import (
     SGD,
     Adam,
@@ -344,3 +345,72 @@ def test_l2_may_differ_between_parameters_and_inside_one():
                 else:
                     torch.optim.AdamW(twin.parameters(), 0.01, weight_decay=0.1).step()
                 torch.testing.assert_close(row, row_of(twin), rtol=0, atol=1e-12)
+
+
+def pairs() -> list[tuple[Tensor, Tensor]]:
+    return list(zip(rows(4), labels(3), strict=True))
+
+
+class Dictionaries(nn.Module):
+    """Keyword inputs, and outputs with logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, first: Tensor, second: Tensor):
+        h = torch.tanh(self.inner(first)) * torch.tanh(self.inner(second))
+        return type("Output", (), {"logits": self.head(h)})()
+
+
+def test_data_of_every_kind_gives_the_same_minibatches():
+    """Named inputs, datasets read item by item, and rows that are fetched anew at every step."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3)).double()
+    training, asked = Training(2, 6, SGD(0.1)), trials()
+    objective = uw.Objective(plain, "cross_entropy", l2=L2)
+    wanted = trained(Risk(objective, Data.of((rows(4), labels(3)))), training, asked, ONE)
+    loader = torch.utils.data.DataLoader(pairs(), batch_size=5, shuffle=True)
+    for source in (pairs(), loader):
+        for way in ("one", "layers", "vectorised, shared rows"):
+            found = trained(Risk(objective, Data.of(source)), training, asked, WAYS[way])
+            torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+    with uw.memory("1 MiB"):  # no room for all rows
+        wide = torch.cat([rows(4), torch.zeros(N, 20_000).double()], 1)
+        big = nn.Sequential(nn.Linear(20_004, 3, bias=False), nn.Tanh(), nn.Linear(3, 3)).double()
+        risk = Risk(uw.Objective(big, "cross_entropy"), Data.of((wide, labels(3))))
+        assert Trainer(risk, training).rows._all is None
+        one, other = (trained(risk, training, asked, WAYS[way]) for way in ("one", "layers"))
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+def test_named_inputs_train_in_every_way():
+    torch.manual_seed(0)
+    model, training, asked = Dictionaries().double(), Training(2, 6, SGD(0.1)), trials()
+    named = {"first": rows(3), "second": rows(3, seed=8), "labels": labels(2)}
+    risk = Risk(uw.Objective(model, "cross_entropy", l2=L2), Data.of(named))
+    for way in ("one", "vectorised", "vectorised, shared rows"):
+        for row, seed, gone in zip(
+            trained(risk, training, asked, WAYS[way]), asked.seeds.tolist(), asked.gone, strict=True
+        ):
+            twin = begun(model, Fresh(), seed)
+            optimiser = torch.optim.SGD(twin.parameters(), 0.1, weight_decay=L2)
+            for epoch in range(2):
+                for batch in training.epoch(seed, epoch, N).split(6):
+                    kept = batch[~torch.from_numpy(gone)[batch]]
+                    logits = twin(named["first"][kept], named["second"][kept]).logits
+                    optimiser.zero_grad()
+                    F.cross_entropy(logits, named["labels"][kept]).backward()
+                    optimiser.step()
+            torch.testing.assert_close(row, row_of(twin), rtol=0, atol=1e-9)
+
+
+def test_new_labels_take_targets_of_one_tensor():
+    def loss(outputs: Tensor, targets) -> Tensor:
+        return (outputs - targets[0]).square().sum(1) + targets[1]
+
+    dataset = [(x, (x[:2], x[2])) for x in rows(4)]
+    objective = uw.Objective(nn.Linear(4, 2).double(), loss)
+    asked = Trials.relabelled([1], np.array([0.0]), N, seeds=[0])
+    with pytest.raises(InputError, match="targets of one tensor"):
+        trained(Risk(objective, Data.of(dataset)), Training(1, 6, SGD(0.1)), asked, ONE)

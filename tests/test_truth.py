@@ -156,6 +156,8 @@ def test_weights_that_nothing_draws_are_refused_and_a_function_may_make_them():
     model = Scale().double()
     with pytest.raises(ModelError, match="draws scale anew.*start=function"):
         front(model).retrain(queries(), subsets(), RECIPE)
+    with pytest.raises(ModelError, match="in its own way.*start=function"):
+        begun(type("Own", (nn.Linear,), {"init_weights": lambda self: None})(2, 1), Fresh(), 0)
     frozen = Scale().double()
     frozen.scale.requires_grad_(False)
     assert torch.equal(begun(frozen, Fresh(), 3).scale, frozen.scale)
@@ -360,6 +362,16 @@ def test_longer_studies_take_what_shorter_ones_found(tmp_path, monkeypatch):
     again = study(tmp_path / "a", subsets(count=3, seeds=[1]))
     assert not trained
     np.testing.assert_array_equal(again.measured, longer.measured[1:6:2])
+
+
+def test_a_study_serves_other_models_of_its_recipe_but_not_their_distances(tmp_path):
+    first = study(tmp_path / "a", subsets(count=1))
+    model = begun(network(), Fresh(), 3).eval()
+    other = front(model).retrain(queries(), subsets(count=2), RECIPE, tmp_path / "a")
+    np.testing.assert_array_equal(other.whole, first.whole)
+    assert np.isfinite(first.drift).all()
+    assert np.isnan(other.drift).all()
+    assert np.isfinite(study(tmp_path / "a", subsets(count=2)).drift).all()
 
 
 def test_a_directory_of_another_study_is_refused(tmp_path):

@@ -168,7 +168,7 @@ class ByFunction(Run):
 
     def identity(self) -> Any:
         """The function, by what it does."""
-        return self._job.train, self._job.known
+        return self._job.train
 
     def outcomes(
         self, trials: Trials, wanted: np.ndarray, plan: Mapping[str, Any]

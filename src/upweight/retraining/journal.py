@@ -15,7 +15,7 @@ from upweight.tables import atomic_write
 
 __all__ = ["Journal"]
 
-PLAN = "plan.json"
+PLAN, MODEL = "plan.json", "model.txt"
 ARRAYS: dict[str, Any] = {"measured": np.dtype(np.float64), "written": np.dtype(np.uint32)}
 
 
@@ -61,6 +61,15 @@ class Journal:
             while self._file("keys", len(self._arrays)).exists():
                 keys = read_array(self._file("keys", len(self._arrays)), mapped=False)
                 self._open(keys.tolist())
+
+    def claimed(self, model: str) -> bool:
+        """Whether distances here are from this very model, by its hash: from the first one's."""
+        if self._place is None:
+            return True
+        path = self._place / MODEL
+        if not path.exists():
+            atomic_write(path, model.encode())
+        return path.read_text() == model
 
     @property
     def plan(self) -> Mapping[str, Any] | None:

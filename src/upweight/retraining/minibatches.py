@@ -9,6 +9,7 @@ from torch import Tensor
 
 from upweight.budget import budget
 from upweight.data import Batch
+from upweight.errors import InputError
 from upweight.retraining.training import Training
 from upweight.retraining.trials import Relabels, Trials
 from upweight.risk import Risk
@@ -94,6 +95,9 @@ class Minibatches:
         rows: of the training data.
         training: batch size and order.
         trials: what is gone, and new labels.
+
+    Raises:
+        InputError: there are new labels, and targets of several tensors.
     """
 
     def __init__(self, rows: Rows, training: Training, trials: Trials) -> None:
@@ -105,6 +109,8 @@ class Minibatches:
         self._weights = self._own * torch.from_numpy(~trials.gone)
         self._new = None
         if trials.relabels is not None:
+            if not isinstance(rows.at(torch.tensor([0])).targets, Tensor):
+                raise InputError("New labels take targets of one tensor, a row for each example.")
             self._new = _padded(trials.relabels, len(trials), rows.at(torch.tensor([0])).targets)
             self._reweigh(trials.relabels)
 

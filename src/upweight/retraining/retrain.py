@@ -84,6 +84,8 @@ def retrain(
     keys = everything.keys().tolist()
     identity = "" if path is None else _identity(objective, risk.data, queries, run)
     journal = Journal(path, identity, len(queries))
+    # Outcomes of a recipe serve any model of this form, but how far they are from it does not.
+    ours = journal.claimed(fingerprint(dict(objective.space.values())))
     failures = _fill(journal, run, (everything, keys), np.isfinite(at_hand))
     blank = np.full(len(queries) + 1, np.nan)
     rows, count = np.stack([journal.known.get(key, blank) for key in keys]), len(seeds)
@@ -103,7 +105,7 @@ def retrain(
         failures={number - count: said for number, said in failures.items()},
         own=run.own,
         at_hand=at_hand,
-        drift=rows[:count, -1],
+        drift=rows[:count, -1] if ours else np.full(count, np.nan),
         notes=run.notes,
     )
 

@@ -17,7 +17,7 @@ from upweight.retraining.trials import Trials
 
 __all__ = ["Asked", "Outcome", "Run", "distance"]
 
-ROWS = 2048
+ROWS = 512
 
 
 @final
@@ -108,7 +108,7 @@ class Asked:
         twin = self.objective.on(model)
         measured = twin.measured(twin.measure)
         with torch.no_grad():
-            batches = map(twin.place, self.queries.batches(ROWS))
+            batches = map(twin.place, self.queries.batches(self.queries.batch_size or ROWS))
             found = [measured({}, batch).double().cpu() for batch in batches]
         return torch.cat(found).numpy()
 

@@ -19,7 +19,9 @@ class Fresh:
     """New weights from a seed: ``reset_parameters()`` of every module, inner ones first.
 
     That is the order in which constructors draw, so that a model built under
-    ``torch.manual_seed(seed)`` has the same weights, where its modules draw nothing else.
+    ``torch.manual_seed(seed)`` has the same weights, where its constructor draws nothing else. A
+    model that draws them anew itself, in a constructor, needs a function of the seed instead:
+    ``start=lambda seed: build(seed).state_dict()``.
 
     Example:
         >>> Fresh()
@@ -38,6 +40,8 @@ class Trained:
     """
 
 
+OWN = ("init_weights", "_init_weights")
+
 Start = Fresh | Trained | Callable[[int], Mapping[str, Tensor]]
 
 
@@ -52,6 +56,13 @@ def _reset(module: nn.Module) -> None:
 
 def _drawn(model: nn.Module) -> None:
     """Reset all modules; what no reset has touched is refused, what is frozen stays."""
+    own = next((m for m in model.modules() if any(hasattr(m, name) for name in OWN)), None)
+    if own is not None:
+        raise ModelError(
+            f"{type(own).__name__} draws its weights in its own way (init_weights), and not as "
+            "torch's layers do. Pass start=function, a function of the seed that returns a "
+            "state_dict of the untrained model, or start=Trained()."
+        )
     frozen = {name: p.detach().clone() for name, p in model.named_parameters()}
     with torch.no_grad():
         for p in model.parameters():

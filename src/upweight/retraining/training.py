@@ -43,7 +43,8 @@ class Training:
     order from the same weights: changes are those of this very run. Where the objective says
     removal "mean", the mean is over what remains of a minibatch; "sum": what remains keeps its
     share. A minibatch of which nothing remains moves along L2 and momentum alone. To ask for
-    models of other orders, use other seeds.
+    models of other orders, use other seeds. A long training of a network may amplify rounding as it
+    does every other change: the truth then says so, and only the answer on average means much.
 
     Attributes:
         epochs: passes over the data.

@@ -56,7 +56,17 @@ if TYPE_CHECKING:
         RandomSides,
         SparseEntries,
     )
-    from upweight.retraining import SGD, Adam, AdamW, Training, Trials, Truth
+    from upweight.retraining import (
+        SGD,
+        Adam,
+        AdamW,
+        Own,
+        Refit,
+        Training,
+        Trials,
+        Truth,
+        fit,
+    )
     from upweight.risk import Risk
     from upweight.scores import Extremes, Scores
     from upweight.solvers import CG, Budget, DataInf, Kronecker, Lanczos, LiSSA, Nystrom, Settled
@@ -106,7 +116,17 @@ _HOMES = {
         "SparseEntries",
     ),
     "bars": ("progress",),
-    "retraining": ("SGD", "Adam", "AdamW", "Training", "Trials", "Truth"),
+    "retraining": (
+        "SGD",
+        "Adam",
+        "AdamW",
+        "Own",
+        "Refit",
+        "Training",
+        "Trials",
+        "Truth",
+        "fit",
+    ),
     "risk": ("Risk",),
     "scores": ("Extremes", "Scores"),
     "solvers": ("CG", "Budget", "DataInf", "Kronecker", "Lanczos", "LiSSA", "Nystrom", "Settled"),
@@ -148,6 +168,7 @@ __all__ = [
     "Method",
     "Nystrom",
     "Objective",
+    "Own",
     "ParameterChange",
     "Perturbation",
     "Plan",
@@ -155,6 +176,7 @@ __all__ = [
     "Pulled",
     "RademacherEntries",
     "RandomSides",
+    "Refit",
     "Risk",
     "Scores",
     "Selection",
@@ -173,6 +195,7 @@ __all__ = [
     "Validation",
     "WhatIf",
     "__version__",
+    "fit",
     "influence",
     "influence_json",
     "memory",

@@ -40,7 +40,10 @@ _PLAIN = (
     ("random", "random numbers"),
 )
 # What takes minutes on the larger networks.
-_LONG = ("eshampoo", "trak", "nystrom", "arnoldi", "no_hessian", "cosine", "gradient_norm")
+_LONG = (
+    *("eshampoo", "datainf", "trak", "nystrom", "arnoldi"),
+    *("no_hessian", "cosine", "gradient_norm"),
+)
 _SIMILAR = (
     ("embedding", "cosine of the last layer's inputs"),
     ("euclidean", "minus the distance between inputs"),

@@ -173,6 +173,43 @@ def test_weights_that_nothing_draws_are_refused_and_a_function_may_make_them():
         begun(model, lambda seed: {}, 5)
 
 
+class Features(nn.Module):
+    """A head on features that its constructor draws, in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("drawn", torch.randn(4, 5))
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.cos(x @ self.drawn))
+
+
+def test_buffers_of_each_seed_stay_with_their_models():
+    def state(seed: int):
+        torch.manual_seed(seed)
+        return Features().state_dict()
+
+    (x, y), model = data(), Features().double()
+    recipe, trials = replace(RECIPE, start=state), subsets(seeds=[0, 1, 5])
+    with pytest.MonkeyPatch.context() as patch:
+        plan = {"form": "vectorised", "at_once": 4, "together": False}
+        patch.setattr(recipes.ByRecipe, "plan", lambda own, trials, known: plan)
+        truth = front(model).retrain(queries(), trials, recipe)
+    for seed, gone, found in zip(trials.seeds.tolist(), trials.gone, truth.measured, strict=True):
+        twin = begun(model, state, seed)
+        optimiser = torch.optim.SGD(twin.parameters(), 0.2, 0.5, weight_decay=L2)
+        for epoch in range(3):
+            for batch in recipe.epoch(seed, epoch, N).split(6):
+                kept = batch[~torch.from_numpy(gone)[batch]]
+                optimiser.zero_grad()
+                F.cross_entropy(twin(x[kept]), y[kept]).backward()
+                optimiser.step()
+        with torch.no_grad():
+            wanted = F.cross_entropy(twin(queries()[0]), queries()[1], reduction="none")
+        np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-10)
+
+
 def test_an_order_of_ones_own():
     seen = []
 
@@ -409,8 +446,9 @@ def test_a_killed_study_goes_on_where_it_was(tmp_path, how, known):
     assert len(Journal(place, journal_identity(place), Q).known) == known
     whole = tmp_path / "b"
     whole.mkdir()
-    for name in ("plan.json", "manifest.json"):
-        (whole / name).write_bytes((place / name).read_bytes())
+    manifest, plan = (place / "manifest.json").read_bytes(), (place / "plan-0.json").read_bytes()
+    (whole / "manifest.json").write_bytes(manifest)
+    (whole / "plan-0.json").write_bytes(plan)
     found, wanted = (study(path, subsets(), how=HOWS[how]) for path in (place, whole))
     np.testing.assert_array_equal(found.measured, wanted.measured)
     np.testing.assert_array_equal(found.whole, wanted.whole)

@@ -151,16 +151,21 @@ def way_of(plan: Mapping[str, Any]) -> Way:
     return Way(forms[plan["form"]], plan["form"], plan["at_once"], plan["together"])
 
 
-def chunks(trials: Trials, way: Way) -> list[np.ndarray]:
-    """Numbers of the trials to be trained together, of one seed where they share rows.
+def chunks(trials: Trials, way: Way, *, apart: bool = False) -> list[np.ndarray]:
+    """Numbers of the trials to be trained together.
 
     Models of all data come first, each by itself.
+
+    Args:
+        trials: to be trained.
+        way: how; of one seed where they share rows.
+        apart: one seed at a time all the same.
     """
     whole = trials.whole_data()
     order = np.argsort(trials.seeds, kind="stable")
     order = order[~whole[order]]
     groups = [order]
-    if way.together:
+    if way.together or apart:
         groups = [order[trials.seeds[order] == seed] for seed in np.unique(trials.seeds[order])]
     parts = [np.array_split(group, -(-len(group) // way.at_once)) for group in groups if len(group)]
     return [*np.flatnonzero(whole)[:, None], *(part for some in parts for part in some)]

@@ -15,7 +15,7 @@ from upweight.tables import atomic_write
 
 __all__ = ["Journal"]
 
-PLAN, MODEL = "plan.json", "model.txt"
+MODEL = "model.txt"
 ARRAYS: dict[str, Any] = {"measured": np.dtype(np.float64), "written": np.dtype(np.uint32)}
 
 
@@ -28,12 +28,12 @@ def _mark(row: np.ndarray) -> int:
 class Journal:
     """What trials found, by what each trial is.
 
-    The directory holds three files for every time that room was made for trials: ``keys-k.npy``
+    The directory holds four files for every time that new trials were asked for: ``keys-k.npy``
     ``[m]`` names them, ``measured-k.npy`` ``[m, q + 1]`` holds what was found, with how far each
-    model moved in the last column, and ``written-k.npy`` ``[m]`` a checksum of every row that is
-    there, 0 elsewhere. Whatever ends the process, what was put stays; trials of any design that
-    are here are not run again. ``plan.json`` says how they are run, so that what a killed run left
-    is made as it would have been.
+    model moved in the last column, ``written-k.npy`` ``[m]`` a checksum of every row that is there,
+    0 elsewhere, and ``plan-k.json`` how they are run, so that what a killed run left is made as it
+    would have been. Whatever ends the process, what was put stays; trials of any design that are
+    here are not run again.
 
     Args:
         directory: made if it is absent; None keeps outcomes in memory alone.
@@ -51,7 +51,6 @@ class Journal:
         self, directory: str | os.PathLike[str] | None, identity: str, queries: int
     ) -> None:
         self._width = queries + 1
-        self._plan: Mapping[str, Any] | None = None
         self._place: Path | None = None
         self._arrays: list[tuple[np.ndarray, np.ndarray]] = []
         self._rooms: dict[str, tuple[int, int]] = {}
@@ -71,19 +70,21 @@ class Journal:
             atomic_write(path, model.encode())
         return path.read_text() == model
 
-    @property
-    def plan(self) -> Mapping[str, Any] | None:
-        """How trials are run, as it was noted first."""
-        if self._place is not None and (self._place / PLAN).exists():
-            found: dict[str, Any] = json.loads((self._place / PLAN).read_text())
-            return found
-        return self._plan
+    def plan(self, number: int) -> Mapping[str, Any] | None:
+        """How the trials that were asked for at a time are run, if that was noted."""
+        if self._place is None or not self._plan(number).exists():
+            return None
+        found: dict[str, Any] = json.loads(self._plan(number).read_text())
+        return found
 
-    @plan.setter
-    def plan(self, plan: Mapping[str, Any]) -> None:
-        self._plan = plan
-        if self._place is not None and not (self._place / PLAN).exists():
-            atomic_write(self._place / PLAN, json.dumps(plan).encode())
+    def note(self, number: int, plan: Mapping[str, Any]) -> None:
+        """Keep how the trials that were asked for at a time are run."""
+        if self._place is not None:
+            atomic_write(self._plan(number), json.dumps(plan).encode())
+
+    def _plan(self, number: int) -> Path:
+        assert self._place is not None
+        return self._place / f"plan-{number}.json"
 
     def _file(self, kind: str, number: int) -> Path:
         assert self._place is not None
@@ -126,12 +127,12 @@ class Journal:
         except OSError as error:
             raise StoreError(f"Cannot write {part}: {error.strerror}. Free some space.") from error
 
-    def unfinished(self, keys: Sequence[str]) -> list[list[str]]:
-        """Keys that were asked for together, where some of them have no outcome yet."""
+    def unfinished(self, keys: Sequence[str]) -> dict[int, list[str]]:
+        """Keys by the time that they were asked for, where some have no outcome yet."""
         groups: dict[int, list[str]] = {}
         for key in sorted(keys, key=self._rooms.__getitem__):
             groups.setdefault(self._rooms[key][0], []).append(key)
-        return [group for group in groups.values() if not set(group) <= self.known.keys()]
+        return {k: group for k, group in groups.items() if not set(group) <= self.known.keys()}
 
     def put(self, key: str, measured: np.ndarray, moved: float) -> None:
         """Keep an outcome ``[q]``, and how far its model moved."""

@@ -97,7 +97,7 @@ class ByRecipe(Run):
     ) -> Iterator[Outcome]:
         """As each group of models is trained."""
         way, one = way_of(plan), alone(self._trainer)
-        parts = chunks(trials, way)
+        parts = chunks(trials, way, apart=not self._trainer.alike(trials.seeds.tolist()))
         seeds = set(trials.seeds[trials.whole_data()].tolist())
         several = (p for p, part in enumerate(parts) if len(part) > 1)
         first = next((p for p in several if int(trials.seeds[parts[p][0]]) in seeds), -1)

@@ -126,11 +126,12 @@ def _fill(
     failed: dict[str, str] = {}
     journal.expect(list(dict.fromkeys(keys)))
     # What was asked for together is run together, so that a killed run ends as it would have.
-    for batch in journal.unfinished(list(first)):
+    for time, batch in journal.unfinished(list(first)).items():
         numbers = np.array([first[key] for key in batch])
         wanted = np.array([place for place, key in enumerate(batch) if key not in journal.known])
         some = trials.take(numbers)
-        plan = journal.plan = run.plan(some, journal.plan)
+        plan = run.plan(some, journal.plan(time))
+        journal.note(time, plan)
         for outcome in run.outcomes(some, wanted, plan):
             key = batch[outcome.number]
             if outcome.measured is None:

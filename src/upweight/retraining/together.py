@@ -48,6 +48,7 @@ class Way:
         return f"{self.name}, {self.at_once} at once"
 
 
+KEPT = 8
 ONE = Way(Single, Single.name, 1, together=False)
 
 
@@ -121,8 +122,15 @@ class Trainer:
     def module(self, seed: int) -> nn.Module:
         """The model where a training with this seed begins, in train mode."""
         if seed not in self._begun:
+            if len(self._begun) >= KEPT:
+                self._begun.pop(next(iter(self._begun)))
             self._begun[seed] = begun(self.risk.objective.model, self.training.start, seed)
         return self._begun[seed]
+
+    def alike(self, seeds: Sequence[int]) -> bool:
+        """Whether models of these seeds begin with the same buffers, as those trained at once."""
+        some = [dict(self.module(seed).named_buffers()) for seed in sorted(set(seeds))[:2]]
+        return all(torch.equal(value, some[-1][name]) for name, value in some[0].items())
 
     def _blocks(self, seeds: Sequence[int]) -> Blocks:
         """Parameters ``[m, *shape]`` at the start."""

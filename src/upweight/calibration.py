@@ -141,7 +141,7 @@ class Calibration:
         meaning: measure and unit.
 
     Raises:
-        InputError: fewer changes than a 90 % interval takes.
+        InputError: fewer changes than a 90 % interval takes, or one that changes nothing.
     """
 
     query_ids: np.ndarray
@@ -151,6 +151,11 @@ class Calibration:
     meaning: Meaning
 
     def __post_init__(self) -> None:
+        if not (self.predicted.sizes > 0).all():
+            raise InputError(
+                "A trial of the truth removes and relabels nothing, so that no error can be "
+                "learned from it. Leave it out of the trials: all of the data is trained on anyway."
+            )
         count, failed = len(self.outcomes), self.outcomes.failed
         if count < LEAST:
             raise InputError(

@@ -270,6 +270,26 @@ NETWORK_CASES = [
 
 CASES = LINEAR_CASES + NETWORK_CASES
 
+# Beside them where the shape of a layer matters.
+CONVOLUTIONS = [
+    Case(
+        "grouped convolution",
+        lambda: nn.Sequential(
+            nn.Conv2d(4, 4, 2, groups=2), nn.Tanh(), nn.Conv2d(4, 3, 2, bias=False), nn.Flatten()
+        ),
+        lambda: (rows(4, 3, 3), labels(3)),
+        "cross_entropy",
+    ),
+    Case(
+        "transposed convolution",
+        lambda: nn.Sequential(
+            nn.ConvTranspose1d(2, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(9, 2)
+        ),
+        lambda: (rows(2, 2), rows(2)),
+        "mean_squared_error",
+    ),
+]
+
 
 def as_reference(risk: Risk) -> tuple[reference.Problem, Tensor]:
     """The same problem for the naive file, and its parameters."""

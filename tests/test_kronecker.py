@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import upweight as uw
-from tests.cases import CASES, Case, labels, rows
+from tests.cases import CASES, CONVOLUTIONS, Case, labels, rows
 from upweight import engine, reference
 from upweight.curvature import (
     EKFAC,
@@ -52,27 +52,13 @@ class Stored(nn.Module):
         return self.head(torch.tanh(flat) * self.scale)
 
 
-def grouped() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(4, 4, 2, groups=2), nn.Tanh(), nn.Conv2d(4, 3, 2, bias=False), nn.Flatten()
-    )
-
-
 def ignored(*shape):
     return labels(3, *shape).masked_fill(torch.rand(7, *shape) < 0.3, -100)
 
 
 LAYERS = [
-    Case("grouped convolution", grouped, lambda: (rows(4, 3, 3), labels(3)), "cross_entropy"),
+    *CONVOLUTIONS,
     Case("positions", Stored, lambda: (rows(5, 3), ignored(5)), "cross_entropy"),
-    Case(
-        "transposed convolution",
-        lambda: nn.Sequential(
-            nn.ConvTranspose1d(2, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(9, 2)
-        ),
-        lambda: (rows(2, 2), rows(2)),
-        "mean_squared_error",
-    ),
 ]
 EVERY = CASES + LAYERS
 every_case = pytest.mark.parametrize("case", EVERY, ids=lambda case: case.name)

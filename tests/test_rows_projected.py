@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import upweight as uw
-from tests.cases import CASES, Case, as_reference, labels, rows
+from tests.cases import CASES, CONVOLUTIONS, Case, as_reference
 from upweight import errors, reference
 from upweight.curvature import EKFAC, KFAC, Draws, Labels
 from upweight.data import Data
@@ -48,25 +48,7 @@ from upweight.projections.projection import Unprojected
 from upweight.risk import Risk
 from upweight.solvers import Nystrom
 
-LAYERS = [
-    Case(
-        "grouped convolution",
-        lambda: nn.Sequential(
-            nn.Conv2d(4, 4, 2, groups=2), nn.Tanh(), nn.Conv2d(4, 3, 2, bias=False), nn.Flatten()
-        ),
-        lambda: (rows(4, 3, 3), labels(3)),
-        "cross_entropy",
-    ),
-    Case(
-        "transposed convolution",
-        lambda: nn.Sequential(
-            nn.ConvTranspose1d(2, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(9, 2)
-        ),
-        lambda: (rows(2, 2), rows(2)),
-        "mean_squared_error",
-    ),
-]
-EVERY = CASES + LAYERS
+EVERY = CASES + CONVOLUTIONS
 every_case = pytest.mark.parametrize("case", EVERY, ids=lambda case: case.name)
 both_removals = pytest.mark.parametrize("removal", ["mean", "sum"])
 ENTRIES = [

@@ -141,23 +141,12 @@ def extremes(asked: Question, k: int) -> Extremes:
     Raises:
         InputError: k is less than 1.
     """
-    if k < 1:
-        raise InputError(f"k is at least 1, got {k}.")
     made, sink = asked.made, ExtremesSink(len(asked.queries), k)
     rows, provenance = asked.precondition()
     with located(made.risk):
         score(made.training, [Job(rows, sink, asked.rescale())])
-    (largest, first), (smallest, last) = sink.largest, sink.smallest
-    ids = made.data.ids
-    return Extremes(
-        query_ids=asked.queries.ids,
-        largest=largest.cpu().double().numpy(),
-        largest_ids=ids[first.cpu().numpy()],
-        smallest=smallest.cpu().double().numpy(),
-        smallest_ids=ids[last.cpu().numpy()],
-        meaning=asked.meaning,
-        provenance=provenance,
-    )
+    ids = asked.queries.ids, made.data.ids
+    return Extremes.of(sink, ids, meaning=asked.meaning, provenance=provenance)
 
 
 def usual_dampings(curvature: Operator) -> list[float]:

@@ -1,7 +1,7 @@
 """An objective bound to its training data: the weighted mean every curvature is a derivative of."""
 
 from collections.abc import Iterator
-from typing import Any, final
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from upweight.errors import LossError
 from upweight.objective import Objective
 from upweight.sources import leaves, map_leaves
 
-__all__ = ["Risk", "checked_targets"]
+__all__ = ["OfRisk", "Risk", "checked_targets"]
 
 DEFAULT_BATCH, SURVEY_ROWS = 512, 8192
 
@@ -127,3 +127,10 @@ class Risk:
                 loss = (objective.losses(objective.space.unflatten(row), batch) * share).sum()
             total = total + torch.autograd.grad(loss, row)[0]
         return total
+
+
+@runtime_checkable
+class OfRisk(Protocol):
+    """Something that knows of which risk it is, such as its curvature."""
+
+    risk: Risk

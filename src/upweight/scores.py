@@ -10,6 +10,7 @@ import numpy as np
 
 from upweight.errors import DataError, StoreError
 from upweight.meaning import Meaning, from_removal
+from upweight.sinks import ExtremesSink
 from upweight.store import publish, read_array, read_manifest, write_array, write_manifest
 from upweight.tables import Table
 
@@ -328,6 +329,34 @@ class Extremes:
     smallest_ids: np.ndarray
     meaning: Meaning
     provenance: Provenance
+
+    @classmethod
+    def of(
+        cls,
+        sink: ExtremesSink,
+        ids: tuple[np.ndarray, np.ndarray],
+        *,
+        meaning: Meaning,
+        provenance: Provenance,
+    ) -> "Extremes":
+        """What a sink kept.
+
+        Args:
+            sink: through which all scores went.
+            ids: of queries ``[q]`` and training examples ``[N]``.
+            meaning: measure, unit and sign.
+            provenance: how the scores came about.
+        """
+        (largest, first), (smallest, last) = sink.largest, sink.smallest
+        return cls(
+            query_ids=ids[0],
+            largest=largest.cpu().double().numpy(),
+            largest_ids=ids[1][first.cpu().numpy()],
+            smallest=smallest.cpu().double().numpy(),
+            smallest_ids=ids[1][last.cpu().numpy()],
+            meaning=meaning,
+            provenance=provenance,
+        )
 
     def _side(self, query: Any, *, large: bool) -> Table:
         places = np.flatnonzero(self.query_ids == query)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from upweight.errors import InputError
 from upweight.store import open_array
 
 __all__ = ["ExtremesSink", "MatrixSink", "Sink", "StoredSink", "widened"]
@@ -61,6 +62,9 @@ class ExtremesSink(Sink):
         queries: q.
         k: kept on either side.
 
+    Raises:
+        InputError: k is less than 1.
+
     Example:
         >>> sink = ExtremesSink(1, 2)
         >>> sink.write(0, torch.tensor([[3.0, 1.0, 2.0]]))
@@ -72,6 +76,8 @@ class ExtremesSink(Sink):
     """
 
     def __init__(self, queries: int, k: int) -> None:
+        if k < 1:
+            raise InputError(f"k is at least 1, got {k}.")
         self.k = k
         nothing = torch.empty(queries, 0), torch.empty(queries, 0, dtype=torch.long)
         self.largest: tuple[Tensor, Tensor] = nothing

@@ -20,7 +20,7 @@ from upweight.meaning import meaning_of
 from upweight.newton import Factorised, kept_share
 from upweight.outcomes import Asked, Outcomes
 from upweight.prepared import Prepared
-from upweight.retraining import How, Own, Relabels, Training, Trials, Truth, retrain
+from upweight.retraining import How, Relabels, Trials, Truth, retrain, seed_of
 from upweight.risk import Risk
 
 __all__ = ["asked_of", "calibrated", "factorised", "really", "whatif"]
@@ -174,7 +174,7 @@ def really(made: Prepared, change: Change, queries: Data, found: WhatIf, how: Ho
             "retrain= removes examples and gives others new labels. Leave out reweight and "
             "replace, or train on the changed data yourself."
         )
-    trial = _trial(made.data, change, how.seed if isinstance(how, (Training, Own)) else 0)
+    trial = _trial(made.data, change, seed_of(how))
     truth = retrain(Risk(made.whole, made.data), queries, trial, how)
     if truth.failures:
         raise NotConvergedError(f"Training after the change failed: {truth.failures[0]}")

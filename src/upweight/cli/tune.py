@@ -8,13 +8,12 @@ from typing import final
 import numpy as np
 
 from upweight.cli.show import Clock, say, table
-from upweight.cli.validate import question
+from upweight.cli.validate import outcomes_of
 from upweight.data import Data
-from upweight.errors import InputError
-from upweight.evidence import MOST_REFIT_PARAMETERS, by_halves, kept_in, seconds_of
+from upweight.evidence import by_halves, kept_in, seconds_of, trained_again
 from upweight.front import Influence
-from upweight.recipe import Recipe, load
-from upweight.retraining import How, Own, Refit, Training, Truth
+from upweight.recipe import load
+from upweight.retraining import How, Truth, seed_of
 from upweight.tuning import LEAST_CHANGES, Tuning
 
 __all__ = ["Settings", "tune"]
@@ -47,10 +46,10 @@ def tune(recipe: Path, settings: Settings) -> int:
     default, *others = settings.methods
     inf, queries = loaded.influence(default, "auto"), Data.of(loaded.queries)
     clock.say(f"loaded {recipe}")
-    place = settings.truth or Path(f"upweight-{recipe.stem}-truth") / question(
-        loaded, inf.data, queries
-    )
-    truth = _truth(inf, queries, _how(loaded, inf), (settings.budget, place))
+    place = settings.truth or outcomes_of(recipe, loaded, inf.data, queries)
+    remedy = "Define training or retrain in the recipe."
+    how = trained_again(loaded.how, inf.objective.space.size, remedy)
+    truth = _truth(inf, queries, how, (settings.budget, place))
     trained = len(truth.trials) + len(truth.whole)
     clock.say(f"{trained:,} trainings: {truth.how}")
     found = inf.tune(queries, truth, methods=others)
@@ -58,21 +57,6 @@ def tune(recipe: Path, settings: Settings) -> int:
     say()
     _print(found, recipe)
     return 0
-
-
-def _how(recipe: Recipe, inf: Influence) -> How:
-    """How models are trained again, refits by default.
-
-    Raises:
-        InputError: the model is too large for refits.
-    """
-    size = inf.objective.space.size
-    if recipe.how is None and size > MOST_REFIT_PARAMETERS:
-        raise InputError(
-            f"Refits factorise a dense Hessian, and {size:,} parameters are more than "
-            f"{MOST_REFIT_PARAMETERS:,}. Define training or retrain in the recipe."
-        )
-    return Refit() if recipe.how is None else recipe.how
 
 
 def _truth(inf: Influence, queries: Data, how: How, spent: tuple[str, Path]) -> Truth:
@@ -83,7 +67,7 @@ def _truth(inf: Influence, queries: Data, how: How, spent: tuple[str, Path]) -> 
             lambda trials: inf.retrain(queries, trials, how, place),
             len(inf.data),
             spending,
-            seed=how.seed if isinstance(how, (Training, Own)) else 0,
+            seed=seed_of(how),
             least=LEAST_CHANGES,
         )
 

@@ -16,7 +16,7 @@ from upweight.report.retrained import retrained_view
 from upweight.store import publish
 from upweight.study import Study, Wish, summary, write_page
 
-__all__ = ["Settings", "question", "validate"]
+__all__ = ["Settings", "outcomes_of", "validate"]
 
 
 @final
@@ -55,9 +55,7 @@ def validate(recipe: Path, place: Place, settings: Settings) -> int:
             study.queries,
             budget=settings.budget,
             how=loaded.how,
-            path=settings.truth
-            or Path(f"upweight-{recipe.stem}-truth")
-            / question(loaded, study.influence.data, study.queries),
+            path=settings.truth or outcomes_of(recipe, loaded, study.influence.data, study.queries),
             scores=study.scores,
         )
         cost = found.cost
@@ -73,11 +71,15 @@ def validate(recipe: Path, place: Place, settings: Settings) -> int:
     return 0
 
 
-def question(recipe: Recipe, train: Data, queries: Data) -> str:
-    """Hash of what outcomes rest on, the method not among it: all methods share one truth."""
+def outcomes_of(path: Path, recipe: Recipe, train: Data, queries: Data) -> Path:
+    """Where outcomes are kept: beside the recipe's name, by a hash of what they rest on.
+
+    The method is not among it: all methods share one truth.
+    """
     data = (train.fingerprint(), queries.fingerprint())
     objective = (recipe.loss, recipe.l2, recipe.removal, recipe.measure, recipe.parameters)
-    return fingerprint((recipe.model.state_dict(), data, objective, recipe.how))
+    known = fingerprint((recipe.model.state_dict(), data, objective, recipe.how))
+    return Path(f"upweight-{path.stem}-truth") / known
 
 
 def _print(found: Evidence, model: Mapping[str, Any]) -> None:

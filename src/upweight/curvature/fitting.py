@@ -31,12 +31,13 @@ Looked = tuple[list[tuple[BlockGradients, Tensor]], int]
 class Fitting:
     """The pass over (a sample of) the data that a fit of some blocks makes, once or twice.
 
-    Gradients are kept from one pass to the next while they fit into a quarter of the memory budget.
+    Gradients are kept from one pass to the next while they fit into a sixteenth of the memory
+    budget.
 
     Args:
         risk: objective and all of its data.
         slopes: that make the gradients.
-        places: of the blocks; the backward pass goes no further than to them.
+        sides: of the blocks, by their places; the backward pass goes no further than to them.
         sample: positions of the examples, or None for all.
         exact: blocks of at most so many parameters have a matrix of their own.
     """
@@ -45,12 +46,13 @@ class Fitting:
         self,
         risk: Risk,
         slopes: Slopes,
-        places: Sequence[int],
+        sides: "Mapping[int, Side]",
         *,
         sample: Tensor | None = None,
         exact: int = 0,
     ) -> None:
-        self.whole, self.slopes, self.places = risk, slopes, tuple(places)
+        self.whole, self.slopes, self.sides = risk, slopes, sides
+        self.places = tuple(sides)
         self.layout: Layout = risk_layout(risk)
         self.sampled = None if sample is None else len(sample)
         self.risk = risk if sample is None else Risk(risk.objective, risk.data.take(sample))
@@ -85,7 +87,9 @@ class Fitting:
         steps = in_steps(
             left, self.size, lambda a, b: self._slopes(*self.risk.rows(done + a, done + b))
         )
-        steps = track(steps, label, -(-left // self.size)) if left else steps
+        if not left:
+            return
+        steps = track(steps, label, -(-left // self.size))
         for number, slopes in enumerate(steps, len(self._kept)):
             yield slopes, number
             room -= sum(gradients.bytes() for gradients, _ in slopes)
@@ -101,11 +105,10 @@ class Fitting:
     def none(self, kind: type[Moments]) -> dict[int, Moments]:
         """Moments of the blocks before anything was added."""
         like, found = self.risk.objective.l2, {}
-        indexed = [side.indexed for side in sides_of(self.risk)]
-        for place in self.places:
+        for place, side in self.sides.items():
             block = self.layout.blocks[place]
             own = Whole if _flat(block, self.exact) else kind
-            found[place] = own(block, like, indexed=indexed[place])
+            found[place] = own(block, like, indexed=side.indexed)
         return found
 
     def moments(self, kind: type[Moments], *, keep: bool = False) -> dict[int, Moments]:
@@ -154,33 +157,32 @@ def fittings(risk: Risk, slopes: Slopes, *, rows: Rows, seed: int, exact: int = 
     A convolution early in a network has many positions an example, and a part of the examples
     determines its moments amply; the wide layer behind it has one, and needs them all.
     """
-    count, fitted = len(risk.data), fitted_rows(risk, rows)
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(count, generator=generator)
-    amply = {place: MARGIN * side.needed for place, side in enumerate(sides_of(risk))}
+    count, sides = len(risk.data), sides_of(risk)
+    fitted = _rows_for(sides, rows, count)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     blocks = risk_layout(risk).blocks
-    few = [
-        place
-        for place, side in enumerate(sides_of(risk))
+    few = {
+        place: side
+        for place, side in enumerate(sides)
         if rows == "auto"
         and side.positions > 1
-        and 2 * amply[place] <= fitted
+        and 2 * side.ample <= fitted
         and not _flat(blocks[place], exact)
-    ]
+    }
     if len(few) == len(blocks):
-        few = []
-    groups = [(few, max((amply[place] for place in few), default=0))]
-    groups.append(([place for place in amply if place not in few], fitted))
+        few = {}
+    many = {place: side for place, side in enumerate(sides) if place not in few}
+    most = max((side.ample for side in few.values()), default=0)
     return [
         Fitting(
             risk,
             slopes,
-            places,
+            some,
             sample=None if size >= count else order[:size].sort().values,
             exact=exact,
         )
-        for places, size in groups
-        if places
+        for some, size in ((few, most), (many, fitted))
+        if some
     ]
 
 
@@ -210,10 +212,14 @@ def fitted_rows(risk: Risk, rows: Rows) -> int:
     Raises:
         InputError: fewer than one.
     """
-    count = len(risk.data)
+    return _rows_for(sides_of(risk) if rows == "auto" else [], rows, len(risk.data))
+
+
+def _rows_for(sides: Sequence["Side"], rows: Rows, count: int) -> int:
+    """The same for known sides."""
     if rows is None:
         return count
-    wanted = max(side.needed for side in sides_of(risk)) if rows == "auto" else rows
+    wanted = max(side.needed for side in sides) if rows == "auto" else rows
     if wanted < 1:
         raise InputError(f"A curvature is fitted on at least 1 example, got rows={rows}.")
     return min(wanted, count)
@@ -245,6 +251,11 @@ class Side:
         """Examples whose positions determine the moments."""
         spread = -(-POSITIONS_PER_SIDE * self.largest // max(self.positions, 1))
         return max(LEAST_ROWS, spread)
+
+    @property
+    def ample(self) -> int:
+        """Examples beyond which more of them add little."""
+        return MARGIN * self.needed
 
 
 def sides_of(risk: Risk) -> list[Side]:

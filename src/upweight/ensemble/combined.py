@@ -263,21 +263,12 @@ class Combined(ABC):
             InputError: k is less than 1.
             NotConvergedError, IndefiniteError: a solve failed.
         """
-        if k < 1:
-            raise InputError(f"k is at least 1, got {k}.")
-        scores = self.explain(queries, measure=measure)
-        sink = ExtremesSink(len(scores.values), k)
+        data = Data.of(queries)
+        sink = ExtremesSink(len(data), k)
+        scores = self.explain(data, measure=measure)
         sink.write(0, torch.from_numpy(scores.values))
-        (largest, first), (smallest, last) = sink.largest, sink.smallest
-        return Extremes(
-            query_ids=scores.query_ids,
-            largest=largest.double().numpy(),
-            largest_ids=scores.train_ids[first.numpy()],
-            smallest=smallest.double().numpy(),
-            smallest_ids=scores.train_ids[last.numpy()],
-            meaning=scores.meaning,
-            provenance=scores.provenance,
-        )
+        ids = scores.query_ids, scores.train_ids
+        return Extremes.of(sink, ids, meaning=scores.meaning, provenance=scores.provenance)
 
     def self_influence(self) -> np.ndarray:
         """Predicted rise of each example's own loss if it is removed, combined, ``[N]``.

@@ -16,7 +16,7 @@ from upweight.evidence.result import Evidence
 from upweight.evidence.spending import Spending, spoken
 from upweight.evidence.verdict import Cost
 from upweight.prepared import Prepared
-from upweight.retraining import How, Own, Refit, Training, Trials, Truth, retrain
+from upweight.retraining import How, Refit, Trials, Truth, retrain, seed_of
 from upweight.risk import Risk
 from upweight.scores import Scores
 
@@ -30,6 +30,8 @@ __all__ = [
     "gather",
     "joined",
     "spend",
+    "too_large_for_refits",
+    "trained_again",
 ]
 
 # Halves that are worth more than a few top groups, and as many as make intervals narrow.
@@ -183,6 +185,44 @@ def _too_little(spending: Spending, least: int) -> InputError:
     )
 
 
+def too_large_for_refits(size: int, remedy: str) -> str | None:
+    """Why a model of so many parameters is not refitted, and what to do; None where it is.
+
+    Example:
+        >>> too_large_for_refits(100, "") is None
+        True
+    """
+    if size <= MOST_REFIT_PARAMETERS:
+        return None
+    return (
+        f"refits factorise a dense Hessian, and {size:,} parameters are more than "
+        f"{MOST_REFIT_PARAMETERS:,}. {remedy}"
+    )
+
+
+def trained_again(how: How | None, size: int, remedy: str) -> How:
+    """How models are trained again: as is said, or by refits.
+
+    Args:
+        how: what is said.
+        size: parameters of the model.
+        remedy: what to do where refits are too large.
+
+    Raises:
+        InputError: the model is too large for refits, and nothing else is said.
+
+    Example:
+        >>> trained_again(None, 100, "") == Refit()
+        True
+    """
+    if how is not None:
+        return how
+    reason = too_large_for_refits(size, remedy)
+    if reason is not None:
+        raise InputError(f"{reason[:1].upper()}{reason[1:]}")
+    return Refit()
+
+
 def gather(
     made: Prepared,
     queries: Data,
@@ -209,14 +249,11 @@ def gather(
     sign = scores.meaning.helpful or 1
     contest = Contest(tuple(found), queries.ids, made.data.ids, made.shares, sign)
     risk = Risk(made.whole, made.data)
-    size = made.whole.space.size
-    if how is None and size > MOST_REFIT_PARAMETERS:
-        raise InputError(
-            f"Refits factorise a dense Hessian, and {size:,} parameters are more than "
-            f"{MOST_REFIT_PARAMETERS:,}. Say how the model was trained: how=uw.Training(...), or a "
-            "function (positions, seed) -> model."
-        )
-    way: How = Refit() if how is None else how
+    remedy = (
+        "Say how the model was trained: how=uw.Training(...), or a function (positions, seed) -> "
+        "model."
+    )
+    way = trained_again(how, made.whole.space.size, remedy)
 
     def ask(trials: Trials) -> Truth:
         return retrain(risk, queries, trials, way, path=path)
@@ -224,8 +261,7 @@ def gather(
     if isinstance(way, Refit):
         design, truth = by_refits(contest, ask, spending)
     else:
-        seed = way.seed if isinstance(way, (Training, Own)) else 0
-        design, truth = by_retraining(contest, ask, spending, seed=seed)
+        design, truth = by_retraining(contest, ask, spending, seed=seed_of(way))
     return evidence(contest, design, truth, spending=spending, absent=absent)
 
 

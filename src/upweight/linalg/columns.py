@@ -9,7 +9,7 @@ from upweight.linalg.block import Block
 from upweight.linalg.blocks import BlockGradients, Outer, form, pieces
 from upweight.linalg.values import FactoredGradients, Gradients
 
-__all__ = ["as_blocks", "columns"]
+__all__ = ["as_blocks", "columns", "formed"]
 
 Columns = tuple[Tensor, Tensor]
 # Of the usual pieces, so that they stay in the cache: four times as fast for sparse projections.
@@ -30,7 +30,7 @@ def as_blocks(gradients: Gradients, blocks: Sequence[Block]) -> BlockGradients:
     if isinstance(gradients, BlockGradients) and gradients.blocks == tuple(blocks):
         return gradients
     matrix = gradients.dense()
-    terms = [[_formed(block.read(matrix))] for block in blocks]
+    terms = [[formed(block.read(matrix))] for block in blocks]
     return BlockGradients(blocks, terms, gradients.count, matrix)
 
 
@@ -42,10 +42,17 @@ def _one_block(gradients: FactoredGradients) -> BlockGradients:
     return BlockGradients([block], [[term]], gradients.count, residual)
 
 
-def _formed(matrices: Tensor) -> Outer:
-    """Matrices ``[n, g, o, i]`` as outer products with the rows of an identity."""
+def formed(matrices: Tensor) -> Outer:
+    """Matrices ``[n, g, o, i]`` as outer products with the rows of an identity.
+
+    Example:
+        >>> form([formed(torch.ones(3, 1, 2, 4))], 2).shape
+        torch.Size([3, 1, 2, 4])
+    """
     n, g, o, _ = matrices.shape
     right = matrices.transpose(0, 1)
+    if o == 1:
+        return Outer(right.new_ones(1, 1, 1, 1).expand(g, n, 1, 1), right)
     if g == 1:
         return Outer(torch.arange(o, device=right.device).expand(n, o), right)
     eye = torch.eye(o, dtype=right.dtype, device=right.device)

@@ -53,9 +53,9 @@ class Inverse(Operator):
     def solve(self, rows: Tensor) -> Solution[Tensor]:
         """Rows X ``[m, p]`` with X A = rows."""
 
-    @abstractmethod
     def quadratic(self, rows: Tensor) -> Tensor:
-        """B A⁻¹ b of every row, ``[m]``, as cheaply as the solver can."""
+        """B A⁻¹ b of every row, ``[m]``: by a solve, where there is no cheaper way."""
+        return (rows * self.apply(rows)).sum(1)
 
     def precondition(self, gradients: Gradients) -> Solution[Tensor] | Solution[RowValues]:
         """Rows G A⁻¹ of gradients, in whatever form serves products with other gradients best."""

@@ -163,10 +163,6 @@ class _Given(Inverse):
         unknown = torch.full((len(rows),), torch.nan, dtype=rows.dtype, device=rows.device)
         return Solution(self.product(rows), unknown, (Status.CONVERGED,) * len(rows))
 
-    def quadratic(self, rows: Tensor) -> Tensor:
-        """B A⁻¹ b by the product."""
-        return (rows * self.product(rows)).sum(1)
-
 
 @final
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from upweight.report.numbers import figure, finite, interval
+from upweight.report.numbers import Axis, figure, finite, interval
 from upweight.report.scatter import ticks
 
 __all__ = ["Ladder", "Rung", "ladder"]
@@ -57,19 +57,6 @@ class Ladder:
     top: float = TOP
 
 
-@final
-@dataclass(frozen=True)
-class _Frame:
-    """From values to places."""
-
-    low: float
-    high: float
-
-    def across(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low)
-        return round(LEFT + min(max(share, 0.0), 1.0) * SPAN, 2)
-
-
 def ladder(finding: Mapping[str, Any], statistic: Mapping[str, Any]) -> Ladder:
     """The drawing of one finding.
 
@@ -89,19 +76,19 @@ def ladder(finding: Mapping[str, Any], statistic: Mapping[str, Any]) -> Ladder:
     values = [0.0, *_numbers([*parts, *([best] if best else [])])]
     low, high = min(values), max(values)
     margin = MARGIN * (high - low) or 1.0
-    frame = _Frame(low - margin * (low < 0), high + margin)
-    places, scale = ticks(frame.low, frame.high)
+    axis = Axis(low - margin * (low < 0), high + margin, LEFT, LEFT + SPAN)
+    places, scale = ticks(axis.low, axis.high)
     bottom = TOP + STEP * len(ratings)
     unit = scale.unit(str(statistic["unit"]))
     return Ladder(
         tuple(
-            _rung(rating, frame, TOP + STEP * (place + 0.5), first=place == 0)
+            _rung(rating, axis, TOP + STEP * (place + 0.5), first=place == 0)
             for place, rating in enumerate(ratings)
             if finite(rating["order"]["value"]) is not None
         ),
-        _ceiling(best, frame) if best else None,
-        frame.across(0.0),
-        tuple((frame.across(value), scale.plain(value)) for value in places),
+        _ceiling(best, axis) if best else None,
+        axis.at(0.0),
+        tuple((axis.at(value), scale.plain(value)) for value in places),
         f"{statistic['name']} ({unit})" if unit else str(statistic["name"]),
         bottom + BOTTOM,
         bottom,
@@ -120,14 +107,14 @@ def _ends(part: Mapping[str, Any]) -> tuple[float, float, float]:
     return value, value if low is None else low, value if high is None else high
 
 
-def _rung(rating: Mapping[str, Any], frame: _Frame, y: float, *, first: bool) -> Rung:
+def _rung(rating: Mapping[str, Any], axis: Axis, y: float, *, first: bool) -> Rung:
     value, low, high = _ends(rating["order"])
     text = f"{rating['name']}: {figure(value)} {interval(rating['order']['interval'])}"
-    across = frame.across
-    return Rung(str(rating["name"]), y, across(value), across(low), across(high), first, text)
+    at = axis.at
+    return Rung(str(rating["name"]), y, at(value), at(low), at(high), first, text)
 
 
-def _ceiling(part: Mapping[str, Any], frame: _Frame) -> Ceiling:
+def _ceiling(part: Mapping[str, Any], axis: Axis) -> Ceiling:
     value, low, high = _ends(part)
     text = f"best possible prediction: {figure(value)} {interval(part['interval'])}"
-    return Ceiling(frame.across(value), frame.across(low), frame.across(high), text)
+    return Ceiling(axis.at(value), axis.at(low), axis.at(high), text)

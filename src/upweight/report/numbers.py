@@ -5,7 +5,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, final
 
-__all__ = ["MISSING", "Scale", "figure", "finite", "interval", "percent", "power", "scale_of"]
+__all__ = [
+    "MISSING",
+    "Axis",
+    "Scale",
+    "figure",
+    "finite",
+    "interval",
+    "percent",
+    "power",
+    "scale_of",
+]
 
 MISSING = "–"
 MINUS = "−"
@@ -22,6 +32,33 @@ def finite(value: Any) -> float | None:
     if not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
     return float(value)
+
+
+@final
+@dataclass(frozen=True)
+class Axis:
+    """From values to places in a drawing.
+
+    Attributes:
+        low: the value at ``start``.
+        high: the value at ``end``.
+        start: a place.
+        end: another.
+
+    Example:
+        >>> Axis(0.0, 2.0, start=100.0, end=0.0).at(0.5)
+        75.0
+    """
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def at(self, value: float) -> float:
+        """The place of a value."""
+        share = (value - self.low) / (self.high - self.low)
+        return round(self.start + share * (self.end - self.start), 2)
 
 
 def power(exponent: int) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from upweight.report.numbers import Scale, finite, scale_of
+from upweight.report.numbers import Axis, Scale, finite, scale_of
 
 __all__ = ["Mark", "Panel", "Scatter", "scatter", "ticks"]
 
@@ -58,23 +58,6 @@ class Scatter:
     total: int
 
 
-@final
-@dataclass(frozen=True)
-class _Frame:
-    """From values to places."""
-
-    low: float
-    high: float
-
-    def across(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low)
-        return round(LEFT + share * SIDE, 2)
-
-    def up(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low)
-        return round(TOP + SIDE - share * SIDE, 2)
-
-
 def scatter(points: Sequence[Mapping[str, Any]], unit: str) -> Scatter:
     """Panels of all points and, where they would be a blot in the middle, of the random ones.
 
@@ -118,13 +101,14 @@ def _panel(
     values = [float(v) for point in points for v in (point["x"], point["y"])]
     low, high = min(0.0, *values), max(0.0, *values)
     margin = 0.06 * (high - low) or 1.0
-    frame = _Frame(low - margin, high + margin)
-    places, scale = ticks(frame.low, frame.high)
+    low, high = low - margin, high + margin
+    across, up = Axis(low, high, LEFT, LEFT + SIDE), Axis(low, high, TOP + SIDE, TOP)
+    places, scale = ticks(low, high)
     said = scale_of(values)
     marks = tuple(
         Mark(
-            frame.across(point["x"]),
-            frame.up(point["y"]),
+            across.at(point["x"]),
+            up.at(point["y"]),
             kinds.index(str(point["kind"])),
             f"query {point['query']}, without {point['removed']}: predicted "
             f"{said.signed(point['x'])}, actual {said.signed(point['y'])} {said.unit(unit)} "
@@ -136,8 +120,8 @@ def _panel(
         name,
         caption,
         marks,
-        tuple((frame.across(value), scale.plain(value)) for value in places),
-        tuple((frame.up(value), scale.plain(value)) for value in places),
+        tuple((across.at(value), scale.plain(value)) for value in places),
+        tuple((up.at(value), scale.plain(value)) for value in places),
         scale.unit(unit),
     )
 

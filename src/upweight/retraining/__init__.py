@@ -4,7 +4,7 @@ from upweight.retraining.functions import Own
 from upweight.retraining.optimisers import SGD, Adam, AdamW, Optimiser
 from upweight.retraining.recipes import fit
 from upweight.retraining.refits import Refit
-from upweight.retraining.retrain import How, retrain
+from upweight.retraining.retrain import How, retrain, seed_of
 from upweight.retraining.schedules import Constant, Cosine, Drops, Linear
 from upweight.retraining.starts import Fresh, Trained
 from upweight.retraining.training import Training, shuffled
@@ -31,5 +31,6 @@ __all__ = [
     "Truth",
     "fit",
     "retrain",
+    "seed_of",
     "shuffled",
 ]

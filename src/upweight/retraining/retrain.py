@@ -21,9 +21,20 @@ from upweight.retraining.trials import Trials
 from upweight.retraining.truth import Truth
 from upweight.risk import Risk
 
-__all__ = ["How", "retrain"]
+__all__ = ["How", "retrain", "seed_of"]
 
 How = Training | Refit | Own | Callable[[np.ndarray, int], Any]
+
+
+def seed_of(how: How) -> int:
+    """The seed with which a way of training makes the model at hand; 0 where it says none.
+
+    Example:
+        >>> from upweight.retraining.optimisers import SGD
+        >>> seed_of(Training(epochs=1, batch_size=4, optimiser=SGD(0.1), seed=3)), seed_of(Refit())
+        (3, 0)
+    """
+    return how.seed if isinstance(how, (Training, Own)) else 0
 
 
 def _run(risk: Risk, asked: Asked, how: How) -> Run:

@@ -100,9 +100,10 @@ class CGInverse(Inverse):
         self.solver, self.operator = solver, operator
         self.preconditioner: Operator | None = None
         self.size, self.dtype, self.device = operator.size, operator.dtype, operator.device
-        shifted = isinstance(operator, Shifted)
-        self.base: Operator = operator.base if shifted else operator  # type: ignore[attr-defined]
-        self.shift: float = operator.shift if shifted else 0.0  # type: ignore[attr-defined]
+        # Not ``unshifted``: what is kept for other dampings is wanted here.
+        self.base, self.shift = operator, 0.0
+        if isinstance(operator, Shifted):
+            self.base, self.shift = operator.base, operator.shift
 
     def solve(self, rows: Tensor) -> Solution[Tensor]:
         """All rows, in blocks: wider ones lose their directions to rounding."""
@@ -120,10 +121,6 @@ class CGInverse(Inverse):
             max(part.steps for part in parts),
             detail=next((part.detail for part in parts if part.detail), ""),
         )
-
-    def quadratic(self, rows: Tensor) -> Tensor:
-        """Products b A⁻¹ b of every row by a solve."""
-        return (rows * self.solve(rows).require()).sum(1)
 
 
 @final

@@ -2,21 +2,14 @@
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol, final, runtime_checkable
+from typing import final
 from weakref import WeakKeyDictionary
 
 from upweight.curvature import EKFAC, KFAC, kronecker_fit
 from upweight.linalg import KroneckerEigen, Operator, Spectral, unshifted
-from upweight.risk import Risk
+from upweight.risk import OfRisk
 
 __all__ = ["Kronecker"]
-
-
-@runtime_checkable
-class _OfRisk(Protocol):
-    """A curvature that knows what it is the curvature of."""
-
-    risk: Risk
 
 
 _FITTED: WeakKeyDictionary[Operator, dict[KFAC | EKFAC, KroneckerEigen]] = WeakKeyDictionary()
@@ -39,7 +32,7 @@ class Kronecker:
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from upweight import CG, Data, Objective
+        >>> from upweight import CG, Data, Objective, Risk
         >>> from upweight.curvature import GaussNewton
         >>> model = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2))
         >>> data = Data.of((torch.eye(3), torch.tensor([0, 1, 1])))
@@ -54,7 +47,7 @@ class Kronecker:
         """The preconditioner of a risk's curvature, or None of anything else."""
         del rows
         base, shift = unshifted(operator)
-        if not isinstance(base, _OfRisk):
+        if not isinstance(base, OfRisk):
             return None
         known = _FITTED.setdefault(base, {})
         if self.fit not in known:

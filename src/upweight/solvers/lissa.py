@@ -228,10 +228,6 @@ class LiSSAInverse(Inverse):
         )
         return Solution(value, residual, status, solver.depth, error)
 
-    def quadratic(self, rows: Tensor) -> Tensor:
-        """B A⁻¹ b of every row by a solve."""
-        return (rows * self.solve(rows).require()).sum(1)
-
 
 def _length(y: Tensor, x: Tensor) -> float:
     """√(y·x) over all rows; NaN where the product is negative."""

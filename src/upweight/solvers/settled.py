@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, final, runtime_checkable
+from typing import final
 
 import torch
 from torch import Tensor
@@ -10,17 +10,10 @@ from torch import Tensor
 from upweight.errors import InputError
 from upweight.gradients import per_example
 from upweight.linalg import Operator, unshifted
-from upweight.risk import Risk
+from upweight.risk import OfRisk
 from upweight.solvers.stopping import Progress, Rule
 
 __all__ = ["Settled"]
-
-
-@runtime_checkable
-class _OfRisk(Protocol):
-    """A curvature that knows what it is the curvature of."""
-
-    risk: Risk
 
 
 @final
@@ -69,7 +62,7 @@ class Settled(Rule):
     def begin(self, operator: Operator) -> Callable[[Progress], bool]:
         """Draw the sample."""
         base, _ = unshifted(operator)
-        if not isinstance(base, _OfRisk):
+        if not isinstance(base, OfRisk):
             raise InputError(
                 f"Ranks of training examples need a curvature of training data, and "
                 f"{type(base).__name__} is none. Use Budget(steps=...) with it."
@@ -78,15 +71,15 @@ class Settled(Rule):
         order = torch.randperm(len(risk.data), generator=generator)[: self.examples]
         batch, share = risk.at(order.sort().values)
         gradients = per_example(risk.objective, batch)
-        before: list[Tensor] = []
-        count = [0]
+        before: Tensor | None = None
+        count = 0
 
         def settled(now: Progress) -> bool:
+            nonlocal before, count
             ranks = _ranks(gradients.dot(now.rows) * share)
-            same = bool(before) and float(_correlation(before.pop(), ranks).min()) >= self.rank
-            before.append(ranks)
-            count[0] = count[0] + 1 if same else 0
-            return count[0] >= self.steps
+            same = before is not None and float(_correlation(before, ranks).min()) >= self.rank
+            before, count = ranks, count + 1 if same else 0
+            return count >= self.steps
 
         return settled
 

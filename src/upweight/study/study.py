@@ -15,7 +15,7 @@ from upweight import __version__
 from upweight.answers import Validation
 from upweight.data import Data
 from upweight.errors import IndefiniteError, NotConvergedError
-from upweight.evidence import MOST_REFIT_PARAMETERS, Evidence
+from upweight.evidence import Evidence, too_large_for_refits
 from upweight.fingerprints import fingerprint
 from upweight.front import Influence
 from upweight.methods import Baseline, Method
@@ -132,11 +132,10 @@ class Study:
         if not self.removals:
             few = self.wish.removals is None
             return "too few training examples." if few else "no removals were asked for."
-        if size > MOST_REFIT_PARAMETERS:
-            return (
-                f"refits factorise a dense Hessian, and {size:,} parameters are more than "
-                f"{MOST_REFIT_PARAMETERS:,}. Use Influence.validate(retrain=...) in Python."
-            )
+        remedy = "Use Influence.validate(retrain=...) in Python."
+        too_large = too_large_for_refits(size, remedy)
+        if too_large is not None:
+            return too_large
         shown = self.queries
         if len(shown) > SHOWN_QUERIES:
             shown = shown.take(torch.arange(SHOWN_QUERIES, device="cpu"))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from upweight.gradients.watch import Given, Use, View, Watch, rule
 from upweight.linalg import Outer
+from upweight.linalg.columns import formed
 
 __all__ = ["add", "expand", "multiply", "own_use", "prelu", "subtract"]
 
@@ -24,11 +25,7 @@ def matrix_shape(shape: torch.Size) -> tuple[int, int, int]:
 
 def as_outer(matrices: Tensor, shape: torch.Size) -> Outer:
     """Formed gradients ``[n, *shape]`` as outer products with the rows of an identity."""
-    _, o, i = matrix_shape(shape)
-    right = matrices.reshape(1, len(matrices), o, i)
-    if o == 1:
-        return Outer(right.new_ones(1, 1, 1, 1).expand(1, len(matrices), 1, 1), right)
-    return Outer(torch.arange(o, device=right.device).expand(len(matrices), o), right)
+    return formed(matrices.reshape(len(matrices), *matrix_shape(shape)))
 
 
 def _reduced(values: Tensor, shape: torch.Size) -> Tensor:

@@ -16,6 +16,7 @@ from upweight.errors import InputError, NotConvergedError
 from upweight.evaluation import Edit, agreement, refit
 from upweight.linalg import Cholesky
 from upweight.objective import Objective, refuse_train_mode
+from upweight.retraining.runs import Asked
 from upweight.risk import Risk
 from upweight.scores import Scores
 
@@ -132,18 +133,14 @@ def by_retraining(
 ) -> Validation:
     """Call the user's training function without each example, and once with all of them."""
     asked, retrain = plan
-    count = scores.shape[1]
+    count, known = scores.shape[1], Asked(objective, queries)
 
     def measure(model: nn.Module) -> np.ndarray:
         if not isinstance(model, nn.Module):
             raise InputError(f"retrain must return a torch.nn.Module, got {type(model).__name__}.")
         refuse_train_mode(model)
         # The whole model answers as it was returned, chosen parameters or not.
-        twin = objective.on(model)
-        batch = twin.place(queries.rows())
-        with torch.no_grad():
-            found = twin.measured(twin.measure)({}, batch)
-        return found.cpu().double().numpy()
+        return known.of(model)
 
     base = measure(retrain(np.arange(count)))
     changes = [

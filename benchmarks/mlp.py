@@ -35,7 +35,7 @@ RECIPE = Recipe(
     epochs=10,
     batch=64,
     queries=10,
-    exact=Plan(dtype=torch.float64, batch=1000, tolerance=1e-3),
+    exact=Plan(dtype=torch.float64, batch=1000),
 )
 prepare, load = RECIPE.prepare, RECIPE.load
 truth, convergence = RECIPE.truth, RECIPE.convergence

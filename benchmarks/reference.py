@@ -4,9 +4,9 @@
 
 Every step multiplies the exact matrix, in torch alone, with a direction per query, and takes the
 combination of all directions of all queries that leaves the least residual (block GMRES, right
-preconditioned). The preconditioner is upweight's EK-FAC: it decides how many steps are needed and
-nothing else, as the residual is measured with the exact matrix. The state is kept in scratch, so
-that a run that was stopped goes on, and the residual that was reached is kept beside the scores.
+preconditioned). The preconditioner is upweight's ``Leading``: it decides how many steps are needed
+and nothing else, as the residual is measured with the exact matrix. The state is kept in scratch,
+so that a run that was stopped goes on, and the residual that was reached is kept beside the scores.
 """
 
 import argparse
@@ -47,7 +47,7 @@ class Plan:
     dtype: torch.dtype = torch.float64
     batch: int = 500
     together: int = 10
-    tolerance: float = 1e-2
+    tolerance: float = 1e-3
     minutes: float = 15.0
 
 
@@ -111,18 +111,19 @@ class GaussNewton:
         return vmap(product, in_dims=1, out_dims=1, chunk_size=self._plan.together)(columns)
 
 
-def guess(problem: Any) -> Map:
-    """(EK-FAC + λ)⁻¹ times columns."""
+def guess(problem: Any, queries: int) -> Map:
+    """Times columns, something near the inverse of the matrix."""
     # Here, because the environments of the peers import this file and have no upweight.
     from upweight import Data, Objective  # noqa: PLC0415
-    from upweight.curvature import EKFAC  # noqa: PLC0415
-    from upweight.linalg import Spectral  # noqa: PLC0415
+    from upweight.curvature import GaussNewton as Matrix  # noqa: PLC0415
+    from upweight.curvature import Leading  # noqa: PLC0415
     from upweight.risk import Risk  # noqa: PLC0415
 
     objective = Objective(problem.model(), "cross_entropy", l2=problem.damping)
-    fitted = EKFAC(rows="auto")(Risk(objective, Data.of((problem.inputs, problem.labels))))
-    inverse = Spectral().init(fitted)
-    return lambda columns: inverse.solve(columns.T).value.T.contiguous()
+    matrix = Matrix(Risk(objective, Data.of((problem.inputs, problem.labels))))
+    found = Leading()(matrix, queries)
+    assert found is not None, "the L2 is positive"
+    return lambda columns: found.apply(columns.T).T.contiguous()
 
 
 @final
@@ -209,7 +210,7 @@ def run(problem: Any, plan: Plan, folder: Path) -> None:
         left = torch.load(folder / "krylov.pt", weights_only=True)
         if left.pop("damping") == problem.damping:
             state = Krylov(**left)
-    inverse = guess(problem) if plan.minutes else None
+    inverse = guess(problem, right.shape[1]) if plan.minutes else None
     while inverse and state.residual() > plan.tolerance:
         if time.process_time() - began > 60 * plan.minutes:
             break

@@ -128,11 +128,15 @@ OURS: dict[str, tuple[Contender, ...]] = {
     ),
     "cnn": (
         _tight(0.01, "float32"),
+        *_solved(0.001, 0.03),
         *_dampings(0.001, 0.03, 0.1),
         *_table(0.01),
         _tracin((2, 4, 6, 8, 10), 2 * 79 * 0.05),
         _early("ekfac", (2,), 0.01),
+        _early("ggn_cg", (2,), 0.01, rtol=0.03),
         _models("ekfac", 5, 0.01),
+        _models("ekfac", 5, 0.001),
+        _models("ggn_cg", 5, 0.01, rtol=0.03),
     ),
     "transformer": (
         *_dampings(0.0001, 0.001, 0.1),

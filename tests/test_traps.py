@@ -451,3 +451,21 @@ def test_sequences_padded_batch_by_batch():
         return inf.explain(collate(items)).values
 
     np.testing.assert_allclose(scores(1), scores(4), rtol=1e-8, atol=1e-13)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("method", ["cg", "ggn_cg", "lissa", "exact"])
+def test_an_operation_without_a_second_derivative_is_named(method):
+    class Bag(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bag, self.head = nn.EmbeddingBag(5, 3), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.head(self.bag(x))
+
+    model = Bag().double()
+    tokens = (torch.randint(5, (8, 2)), torch.randint(2, (8,)))
+    with pytest.raises(errors.ModelError, match="nn.EmbeddingBag"):
+        values(model, tokens, query=tokens, method=method)
+    assert np.isfinite(values(model, tokens, query=tokens, method="ekfac")).all()

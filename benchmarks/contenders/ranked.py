@@ -135,7 +135,7 @@ OURS: dict[str, tuple[Contender, ...]] = {
         _early("ekfac", (2,), 0.01),
         _early("ggn_cg", (2,), 0.01, rtol=0.03),
         _models("ekfac", 5, 0.01),
-        _models("ekfac", 5, 0.001),
+        replace(_models("ekfac", 5, 0.001), name="upweight ekfac 0.001 x 5"),
         _models("ggn_cg", 5, 0.01, rtol=0.03),
     ),
     "transformer": (

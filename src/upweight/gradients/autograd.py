@@ -10,6 +10,7 @@ from torch.func import grad, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from upweight.data import Batch
+from upweight.errors import ModelError
 from upweight.linalg.values import Gradients
 from upweight.objective import Measure, Objective
 
@@ -40,9 +41,21 @@ def open_attention() -> Iterator[None]:
 
 @contextmanager
 def math_attention() -> Iterator[None]:
-    """Attention in plain operations, which have every derivative, for this block only."""
-    with open_attention(), sdpa_kernel(SDPBackend.MATH):
-        yield
+    """Attention in plain operations, which have every derivative, for this block only.
+
+    Raises:
+        ModelError: another operation of the model lacks a derivative that is asked for.
+    """
+    try:
+        with open_attention(), sdpa_kernel(SDPBackend.MATH):
+            yield
+    except NotImplementedError as error:
+        raise ModelError(
+            f"The model has an operation without the second derivative that this method takes: "
+            f"torch says {str(error).rstrip('.')}. Write it in operations that have one "
+            "(nn.Embedding and a mean for nn.EmbeddingBag), or use a method that takes first "
+            "derivatives alone, as 'ekfac' or 'no_hessian'."
+        ) from error
 
 
 def map_rows(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:

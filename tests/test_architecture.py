@@ -19,7 +19,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # Low to high: a module imports from its own layer's package or from lower ones only.
 LAYERS = [
     {"errors"},
-    {"packages", "bars", "fingerprints", "sources", "budget"},
+    {"packages", "bars", "fingerprints", "sources", "budget", "noise"},
     {"tables", "probes", "parameters", "precision", "states"},
     {"store", "data", "losses", "kernels", "report", "reference"},
     {"objective"},

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import upweight as uw
 from tests.cases import CASES, CONVOLUTIONS, Case, as_reference
 from upweight import errors, reference
-from upweight.curvature import EKFAC, KFAC, Draws, Labels
+from upweight.curvature import EKFAC, KFAC, Labels
 from upweight.data import Data
 from upweight.gradients import layout_of, per_example
 from upweight.linalg import (
@@ -229,7 +229,7 @@ TIES = {
 def test_leading_ekfac_is_ekfac_on_its_leading_directions(case, removal):
     risk = case.risk(removal=removal)
     inf = front(risk, SMALL["leading_ekfac"])
-    fitted = EKFAC(slopes=Draws("auto"), rows="auto")(risk)
+    fitted = EKFAC(rows="auto")(risk)
     inverse, unique = torch.zeros(fitted.size, fitted.size, dtype=torch.float64), True
     for part in fitted.blocks:
         _, o, i = part.block.shape

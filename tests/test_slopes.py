@@ -8,11 +8,11 @@ from torch import nn
 
 import upweight as uw
 from upweight.curvature import Columns, Draws, Labels
-from upweight.curvature.slopes import uniform
 from upweight.data import Data
 from upweight.errors import InputError, LossError
 from upweight.gradients import observe
 from upweight.losses import resolve
+from upweight.noise import random_signs
 from upweight.objective import Objective
 from upweight.risk import Risk
 
@@ -96,7 +96,7 @@ def test_many_draws_have_the_second_derivative_as_moment(name):
     loss = resolve(given)
     wanted = second_derivative(loss, z, targets)
     v = loss.draw(
-        repeated(z), repeated(targets), lambda shape: uniform(torch.arange(DRAWS), shape, 7)
+        repeated(z), repeated(targets), lambda shape: random_signs(torch.arange(DRAWS), shape, 7)
     )
     assert v.shape == (DRAWS, *z.shape[1:])
     flat = v.reshape(DRAWS, -1)
@@ -134,7 +134,7 @@ def test_what_is_not_positive_is_refused(slopes):
     def asked(loss, z, y):
         if slopes == "columns":
             return loss.columns(z, y)
-        return loss.draw(z, y, lambda shape: uniform(torch.arange(len(z)), shape, 0))
+        return loss.draw(z, y, lambda shape: random_signs(torch.arange(len(z)), shape, 0))
 
     with pytest.raises(LossError, match="'waves' is not convex in the outputs"):
         asked(loss, z, y)
@@ -173,19 +173,17 @@ def test_weights_of_slopes_add_up_as_a_moment():
 # The counter-based generator.
 
 
-def test_uniform_numbers_are_uniform():
-    numbers = uniform(torch.arange(2000), torch.Size([50]), seed=0)
-    assert numbers.shape == (2000, 50)
-    assert numbers.dtype == torch.float64
-    assert 0 <= float(numbers.min()) < 1e-4
-    assert 1 - 1e-4 < float(numbers.max()) < 1
-    spread = math.sqrt(1 / 12)
-    count = numbers.numel()
-    assert abs(float(numbers.mean()) - 0.5) < 5 * spread / math.sqrt(count)
-    assert float(numbers.var()) == pytest.approx(1 / 12, rel=0.02)
-    bins = torch.histc(numbers, 100, 0, 1)
-    assert float(((bins - count / 100) ** 2 / (count / 100)).sum()) < 99 + 5 * math.sqrt(2 * 99)
-    assert len(numbers.unique()) == count
+def test_signs_are_even():
+    signs = random_signs(torch.arange(4000), torch.Size([3, 70]), seed=0)
+    assert signs.shape == (4000, 3, 70)
+    assert signs.dtype == torch.int8
+    assert torch.equal(signs.unique(), torch.tensor([-1, 1], dtype=torch.int8))
+    assert abs(float(signs.double().mean())) < 5 / math.sqrt(signs.numel())
+    # Each place is even over the examples, and any two differ in half of them.
+    flat = signs.reshape(4000, -1).double()
+    assert float(flat.mean(0).abs().max()) < 5 / math.sqrt(4000)
+    together = (flat.T @ flat / 4000).fill_diagonal_(0)
+    assert float(together.abs().max()) < 6 / math.sqrt(4000)
 
 
 def correlation(a, b) -> float:
@@ -193,39 +191,50 @@ def correlation(a, b) -> float:
 
 
 def test_neighbours_and_seeds_are_independent():
-    numbers = uniform(torch.arange(1000), torch.Size([64]), seed=0)
+    numbers = random_signs(torch.arange(1000), torch.Size([64]), seed=0).double()
     bound = 5 / math.sqrt(numbers.numel())
     assert abs(correlation(numbers[1:], numbers[:-1])) < bound
     assert abs(correlation(numbers[:, 1:], numbers[:, :-1])) < bound
     assert abs(correlation(numbers[1:, 1:], numbers[:-1, :-1])) < bound
     for seed in (1, 2, 1_000_003, -1, 2**62):
-        other = uniform(torch.arange(1000), torch.Size([64]), seed=seed)
-        assert not (numbers == other).any()
+        other = random_signs(torch.arange(1000), torch.Size([64]), seed=seed).double()
+        assert not torch.equal(numbers, other)
         assert abs(correlation(numbers, other)) < bound
         assert abs(correlation(numbers[1:], other[:-1])) < bound
         assert abs(correlation(numbers[:, 1:], other[:, :-1])) < bound
 
 
 def test_a_row_has_its_numbers_however_it_is_batched_or_padded():
-    whole = uniform(torch.arange(20), torch.Size([6, 2]), seed=3)
+    whole = random_signs(torch.arange(20), torch.Size([6, 2]), seed=3)
     order = torch.randperm(20)
-    assert torch.equal(uniform(order, torch.Size([6, 2]), seed=3), whole[order])
+    assert torch.equal(random_signs(order, torch.Size([6, 2]), seed=3), whole[order])
     for split in torch.arange(20).split(7):
-        assert torch.equal(uniform(split, torch.Size([6, 2]), seed=3), whole[split])
-    assert torch.equal(uniform(torch.arange(20), torch.Size([9, 2]), seed=3)[:, :6], whole)
-    assert uniform(torch.tensor([5]), torch.Size([]), seed=3).shape == (1,)
+        assert torch.equal(random_signs(split, torch.Size([6, 2]), seed=3), whole[split])
+    assert torch.equal(random_signs(torch.arange(20), torch.Size([9, 2]), seed=3)[:, :6], whole)
+    assert random_signs(torch.tensor([5]), torch.Size([]), seed=3).shape == (1,)
 
 
-def test_half_precision_draws_as_many_labels_as_single():
-    z = torch.zeros(1500, 4000)
-    labels = [
-        uw.CrossEntropy().draw(
-            outputs,
-            torch.zeros(len(z), dtype=torch.long),
-            lambda shape: uniform(torch.arange(len(z)), shape, 0),
+def test_half_precision_draws_nearly_the_slopes_of_single():
+    z = 3 * torch.randn(50, 4000, generator=torch.Generator().manual_seed(0))
+    y = torch.zeros(len(z), dtype=torch.long)
+
+    def drawn(outputs):
+        return uw.CrossEntropy().draw(
+            outputs, y, lambda shape: random_signs(torch.arange(len(z)), shape, 0)
         )
-        for outputs in (z, z.bfloat16())
-    ]
-    assert labels[1].dtype == torch.bfloat16
-    found = [len(slope.float().argmin(1).unique()) for slope in labels]
-    assert found[0] == found[1]
+
+    low, wide = drawn(z.bfloat16()), drawn(z.bfloat16().float())
+    assert low.dtype == torch.bfloat16
+    assert (low.float() - wide).norm() < 0.01 * wide.norm()
+
+
+def test_signs_vary_less_than_drawn_labels():
+    z = torch.tensor([[5.0, 0.0]]).double().expand(400, 2)
+    v = uw.CrossEntropy().draw(
+        z, torch.zeros(400).long(), lambda shape: random_signs(torch.arange(400), shape, 0)
+    )
+    p = float(torch.softmax(z[0], 0)[0])
+    sizes = v[:, 0].square()
+    assert float(sizes.mean()) == pytest.approx(p * (1 - p), rel=0.05)
+    # Those of drawn labels, (1 − p)² or p², have a variance of p (1 − p) (2p − 1)².
+    assert float(sizes.var()) < 1e-3 * p * (1 - p) * (2 * p - 1) ** 2

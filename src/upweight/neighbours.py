@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from upweight.curvature.slopes import uniform
 from upweight.data import Batch, Data
 from upweight.engine import query_gradients
 from upweight.errors import InputError, LossError
 from upweight.gradients import last_layer, observe, per_example
 from upweight.gradients.rules.dense import addmm, linear, matmul
 from upweight.gradients.watch import RULES
+from upweight.noise import uniform
 from upweight.objective import Measure, Objective
 from upweight.risk import DEFAULT_BATCH, Risk
 from upweight.sources import checksum, leaves

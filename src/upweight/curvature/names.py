@@ -9,7 +9,7 @@ from upweight.curvature.linear import LinearCurvature
 from upweight.curvature.moments import Axes, Gradient, Reduce
 from upweight.curvature.products import EmpiricalFisher, Fisher, GaussNewton, Hessian
 from upweight.curvature.ridge import ridge
-from upweight.curvature.slopes import Draws, Labels
+from upweight.curvature.slopes import Labels
 from upweight.errors import InputError
 from upweight.gradients import linear_form
 from upweight.linalg import Operator
@@ -19,7 +19,6 @@ __all__ = ["CURVATURES", "Fit", "curvature", "kronecker_fit"]
 
 Fit = Callable[[Risk], Operator]
 
-_DRAWS = Draws("auto")
 
 CURVATURES: dict[str, Fit] = {
     "hessian": Hessian,
@@ -27,11 +26,11 @@ CURVATURES: dict[str, Fit] = {
     "fisher": Fisher,
     "empirical_fisher": EmpiricalFisher,
     "l2": ridge,
-    "ekfac": EKFAC(slopes=_DRAWS, rows="auto"),
-    "kfac": KFAC(slopes=_DRAWS, rows="auto"),
-    "kfac_reduce": KFAC(Reduce, slopes=_DRAWS, rows="auto"),
-    "eshampoo": EKFAC(Gradient, slopes=_DRAWS, rows="auto"),
-    "diagonal": EKFAC(Axes, slopes=_DRAWS),
+    "ekfac": EKFAC(rows="auto"),
+    "kfac": KFAC(rows="auto"),
+    "kfac_reduce": KFAC(Reduce, rows="auto"),
+    "eshampoo": EKFAC(Gradient, rows="auto"),
+    "diagonal": EKFAC(Axes),
     "empirical_ekfac": EKFAC(slopes=Labels()),
 }
 

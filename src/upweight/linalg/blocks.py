@@ -212,11 +212,6 @@ class BlockGradients(Gradients):
         tensors = [t for part in self.terms for term in part for t in (term.left, term.right)]
         return sum(t.numel() * t.element_size() for t in tensors)
 
-    @property
-    def single(self) -> bool:
-        """Whether every gradient is one outer product in every block."""
-        return all(sum(term.positions for term in terms) <= 1 for terms in self.terms)
-
     def finite(self) -> bool:
         """Whether all factors are."""
         factors = [t for part in self.terms for term in part for t in (term.left, term.right)]

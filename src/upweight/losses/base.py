@@ -16,9 +16,9 @@ from torch.func import hessian, vmap
 from upweight.errors import LossError
 from upweight.sources import map_leaves
 
-__all__ = ["CustomLoss", "Loss", "Noise", "OutputLoss"]
+__all__ = ["CustomLoss", "Loss", "OutputLoss", "Signs"]
 
-Noise = Callable[[torch.Size], Tensor]
+Signs = Callable[[torch.Size], Tensor]
 MOST_OUTPUTS = 256
 
 
@@ -58,16 +58,15 @@ class Loss(ABC):
         del outputs
         return None
 
-    def draw(self, outputs: Any, targets: Any, noise: Noise) -> Tensor:
+    def draw(self, outputs: Any, targets: Any, signs: Signs) -> Tensor:
         """A random slope v ``[n, ...]`` of the outputs' shape with E[v vᵀ] = ∂²ℓ/∂z².
 
-        For a likelihood it is the gradient for a label drawn from the model, where an example's
-        positions are counted as the mean of their losses counts them.
+        It is Σ_k ±v_k for a root Σ_k v_k v_kᵀ of the second derivative, with random signs.
 
         Args:
             outputs: z.
             targets: as the loss takes them.
-            noise: makes numbers between 0 and 1 of a given shape per example, ``[n, *shape]``.
+            signs: makes ±1 of a given shape per example, ``[n, *shape]``.
 
         Raises:
             LossError: the second derivative is not known to be positive.
@@ -124,11 +123,10 @@ class CustomLoss(Loss):
         """Losses ``[n]`` as the callable gives them."""
         return self.function(outputs, targets)
 
-    def draw(self, outputs: Any, targets: Any, noise: Noise) -> Tensor:
+    def draw(self, outputs: Any, targets: Any, signs: Signs) -> Tensor:
         """Random signs times the square root of every example's second derivative."""
         root = self._root(outputs, targets)
-        signs = torch.where(noise(root.shape[2:]) < 0.5, -1.0, 1.0).to(root)
-        return (root @ signs[..., None])[..., 0].view_as(outputs)
+        return (root @ signs(root.shape[2:]).to(root)[..., None])[..., 0].view_as(outputs)
 
     def columns(self, outputs: Any, targets: Any) -> list[Tensor]:
         """The columns of the square roots."""

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from upweight.errors import LossError
-from upweight.losses.base import Noise, OutputLoss
+from upweight.losses.base import OutputLoss, Signs
 
 __all__ = ["CrossEntropy"]
 
@@ -164,15 +164,13 @@ class CrossEntropy(OutputLoss):
         total = weight.flatten(1).sum(1)
         return weight / torch.where(total > 0, total, 1.0).view(-1, *[1] * (weight.dim() - 1))
 
-    def draw(self, outputs: Tensor, targets: Tensor, noise: Noise) -> Tensor:
-        """(p − e_y) for a label y drawn at every position, times the root of its share."""
-        # Sums of half-precision probabilities would leave most labels undrawn.
+    def draw(self, outputs: Tensor, targets: Tensor, signs: Signs) -> Tensor:
+        """√p ε − p Σ_k √p_k ε_k at every position, times the root of its share."""
         wide = torch.promote_types(outputs.dtype, torch.float32)
         p = torch.softmax(self._class_last(outputs.detach(), targets).to(wide), -1)
-        drawn = noise(p.shape[1:-1]).to(p)
-        y = (p.cumsum(-1) < drawn[..., None]).sum(-1, keepdim=True).clamp_max(p.shape[-1] - 1)
-        slope = p.scatter_add_(-1, y, p.new_full((1,), -1.0).expand_as(y))
-        slope = (slope * self._shares(targets, p).sqrt()[..., None]).to(outputs.dtype)
+        slope = p.sqrt().mul_(signs(p.shape[1:]))
+        slope.addcmul_(p, slope.sum(-1, keepdim=True), value=-1)
+        slope = slope.mul_(self._shares(targets, p).sqrt()[..., None]).to(outputs.dtype)
         return slope if slope.shape == outputs.shape else slope.movedim(-1, 1)
 
     def columns(self, outputs: Tensor, targets: Tensor) -> list[Tensor]:

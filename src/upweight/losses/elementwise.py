@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from upweight.errors import LossError
-from upweight.losses.base import MOST_OUTPUTS, Noise, OutputLoss
+from upweight.losses.base import MOST_OUTPUTS, OutputLoss, Signs
 
 __all__ = ["BinaryCrossEntropy", "Hinge", "MeanSquaredError", "SmoothHinge"]
 
@@ -41,10 +41,9 @@ class ElementwiseLoss(OutputLoss):
         return rows * self.bend(outputs, targets)[:, None, :]
 
     @final
-    def draw(self, outputs: Tensor, targets: Tensor, noise: Noise) -> Tensor:
+    def draw(self, outputs: Tensor, targets: Tensor, signs: Signs) -> Tensor:
         """Random signs times the roots of the second derivatives."""
-        signs = torch.where(noise(outputs.shape[1:]) < 0.5, -1.0, 1.0).to(outputs)
-        return signs * self.bend(outputs.detach(), targets).sqrt()
+        return signs(outputs.shape[1:]).to(outputs) * self.bend(outputs.detach(), targets).sqrt()
 
     @final
     def columns(self, outputs: Tensor, targets: Tensor) -> list[Tensor]:

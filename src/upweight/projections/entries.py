@@ -8,12 +8,12 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from upweight.curvature.slopes import random_bits
 from upweight.errors import InputError
 from upweight.gradients import Gradients
 from upweight.linalg import RowValues
 from upweight.linalg.blocks import pieces
 from upweight.linalg.columns import columns
+from upweight.noise import random_bits
 from upweight.projections.lifted import ProjectedRows
 from upweight.projections.projection import Projection, Unprojected
 from upweight.risk import Risk

@@ -6,7 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from upweight.curvature import EKFAC, KFAC, Draws, Labels
+from upweight.curvature import EKFAC, KFAC, Labels
 from upweight.errors import InputError
 from upweight.linalg import Block, Eigenblock, KroneckerEigen
 from upweight.projections.operator import Projected
@@ -82,7 +82,7 @@ class LeadingEigenvalues:
     """
 
     width: int = 1024
-    fit: KFAC | EKFAC = field(default_factory=lambda: EKFAC(slopes=Draws("auto"), rows="auto"))
+    fit: KFAC | EKFAC = field(default_factory=lambda: EKFAC(rows="auto"))
 
     def __post_init__(self) -> None:
         LeadingDirections(self.width)

@@ -119,6 +119,17 @@ def test_stale_factors_are_refused(tmp_path, change):
         inf.keep(factors=tmp_path / "f").explain(examples(2, seed=1))
 
 
+def test_a_place_that_cannot_be_taken_is_refused_before_the_fit(tmp_path, monkeypatch):
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "thesis.txt").write_text("mine")
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(EKFAC, "__call__", lambda *a: pytest.fail("a fit was made"))
+    for place, said in (("f", "not empty"), ("file", "is a file"), ("file/f", "Cannot write")):
+        with pytest.raises(errors.StoreError, match=said):
+            influence().keep(factors=tmp_path / place).explain(examples(2, seed=1))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f", "file"]
+
+
 def test_keeping_is_said_before_the_first_question(tmp_path):
     inf = influence()
     inf.explain(examples(2, seed=1))

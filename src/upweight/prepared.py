@@ -24,7 +24,7 @@ from upweight.methods import Baseline, Method, resolve_method
 from upweight.objective import Measure, Objective
 from upweight.risk import Risk
 from upweight.scores import Provenance
-from upweight.store import MANIFEST
+from upweight.store import MANIFEST, require_place
 
 __all__ = ["Holder", "Prepared", "answering"]
 
@@ -156,6 +156,7 @@ class Prepared:
             identity = fingerprint((self.source, self.objective.l2, fit))
             if (Path(path) / MANIFEST).exists():
                 return load_factors(path, identity, device=self.objective.space.device)
+            require_place(path, identity)
             operator = fit(self.risk)
             save_factors(operator, path, identity)
             return operator

@@ -24,6 +24,7 @@ __all__ = [
     "publish",
     "read_array",
     "read_manifest",
+    "require_place",
     "resume",
     "write_array",
     "write_manifest",
@@ -152,20 +153,34 @@ def publish(
         StoreError: the place belongs to something else, or cannot be written.
     """
     place = Path(target).absolute()
-    _check_target(place, identity, replace=replace)
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".part", dir=place.parent))
-    except OSError as error:
-        raise StoreError(
-            f"Cannot write {place}: {error.strerror}. Choose another output directory."
-        ) from error
+    part = _beside(place, identity, replace=replace)
     try:
         with _written(place):
             yield part
             _swap(part, place)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def require_place(target: str | os.PathLike[str], identity: str) -> None:
+    """Refuse before the work what ``publish`` would refuse after it.
+
+    Raises:
+        StoreError: the place belongs to something else, or cannot be written.
+    """
+    _beside(Path(target).absolute(), identity, replace=False).rmdir()
+
+
+def _beside(place: Path, identity: str, *, replace: bool) -> Path:
+    """A new directory beside a place that may be written."""
+    _check_target(place, identity, replace=replace)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".part", dir=place.parent))
+    except OSError as error:
+        raise StoreError(
+            f"Cannot write {place}: {error.strerror}. Choose another output directory."
+        ) from error
 
 
 @contextmanager

@@ -25,8 +25,8 @@ __all__ = ["Leading"]
 
 # Rows are found once for all dampings of a matrix.
 _FOUND: WeakKeyDictionary[Operator, "dict[Leading, Woodbury]"] = WeakKeyDictionary()
-# Draws for each direction that is kept, and from one example at most.
-DRAWN, MOST_DRAWN = 8, 8
+# Draws for each direction that is kept, and from one example at most: few are noise.
+DRAWN, MOST_DRAWN = 32, 64
 # Rows themselves are kept where they take less than this part of what a direction does.
 FEWER = 4
 
@@ -45,8 +45,7 @@ class Leading:
     correct for the rest, so the choice decides the number of steps and not the answer.
 
     Args:
-        rows: of V at most; fewer where they would take more than a quarter of the memory budget, or
-            a third for directions.
+        rows: of V at most; fewer where they would take more than a quarter of the memory budget.
         seed: of the draws.
 
     Example:
@@ -94,7 +93,7 @@ class Leading:
         most = min(self.rows, int(((row**2 + 2 * item * budget()) ** 0.5 - row) / (4 * item)))
         if columns and (FEWER * row < size * item or most >= columns * len(risk.data)):
             return _Longest(risk, max(1, most)).rows()
-        most = max(1, min(self.rows, budget() // (3 * size * item)))
+        most = max(1, min(self.rows, budget() // (4 * size * item)))
         directions = _drawn(risk, most, self.seed)
         return [FormedRows(*block.views(directions)) for block in one.blocks]
 
@@ -132,7 +131,7 @@ def _drawn(risk: Risk, most: int, seed: int) -> Tensor:
 
 @final
 class _Principal:
-    """The m rows V whose VᵀV is closest to that of all rows so far, in half as much room again.
+    """The m rows V whose VᵀV is closest to that of all rows so far, in twice their room.
 
     Args:
         most: m.
@@ -141,7 +140,7 @@ class _Principal:
 
     def __init__(self, most: int, like: Tensor) -> None:
         self.most, self.filled = most, 0
-        self.rows = like.new_empty(most + -(-most // 2), len(like))
+        self.rows = like.new_empty(2 * most, len(like))
 
     def add(self, rows: Tensor) -> None:
         """Take rows ``[n, p]``."""

@@ -336,3 +336,16 @@ def test_the_dtype_is_the_matrix_s():
     found = separate(matrix.float(), weights.float(), 0.1)
     assert found is not None
     assert {found.rows.dtype, found.columns.dtype, found.gap.dtype} == {torch.float32}
+
+
+def test_expansions_of_unlike_rank_are_joined_as_they_are():
+    torch.manual_seed(0)
+    block = Block("w", 1, 4, 5, weight=0)
+    pairs = [Pair(torch.randn(1, q, r, 4), torch.randn(1, q, r, 5)) for q, r in ((2, 3), (1, 2))]
+    parts = [BlockRows([block], [pair], 20) for pair in pairs]
+    wanted = torch.cat([part.dense() for part in parts])
+    found = BlockRows.joined(list(parts))
+    assert isinstance(found.parts[0], Pair)
+    torch.testing.assert_close(found.dense(), wanted)
+    formed = BlockRows([block], [pairs[0].dense()], 20)
+    torch.testing.assert_close(BlockRows.joined([formed, parts[1]]).dense(), wanted)

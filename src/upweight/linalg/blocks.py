@@ -11,6 +11,7 @@ from typing import final
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from upweight.linalg.block import Block
 from upweight.linalg.values import Gradients, RowValues
@@ -112,6 +113,17 @@ class Pair:
         """The matrices ``[q, g, o, i]``."""
         return (self.left.mT @ self.right).transpose(0, 1)
 
+    @classmethod
+    def joined(cls, pairs: Sequence["Pair"]) -> "Pair":
+        """Rows of the same block, one after the other; zeros fill up to the largest rank."""
+        rank = max(pair.left.shape[2] for pair in pairs)
+        sides = ([pair.left for pair in pairs], [pair.right for pair in pairs])
+        left, right = (
+            torch.cat([pad(part, (0, 0, 0, rank - part.shape[2])) for part in side], 1)
+            for side in sides
+        )
+        return cls(left, right)
+
 
 @final
 class BlockRows(RowValues):
@@ -151,8 +163,12 @@ class BlockRows(RowValues):
         parts: list[Tensor | Pair] = []
         for _ in blocks:
             found = [part.pop(0) for part in waiting]
-            dense = [part.dense() if isinstance(part, Pair) else part for part in found]
-            parts.append(torch.cat(dense))
+            pairs = [part for part in found if isinstance(part, Pair)]
+            if len(pairs) == len(found):
+                parts.append(Pair.joined(pairs))
+            else:
+                dense = [part.dense() if isinstance(part, Pair) else part for part in found]
+                parts.append(torch.cat(dense))
         return cls(blocks, parts, size)
 
     def dot(self, gradients: Gradients) -> Tensor:

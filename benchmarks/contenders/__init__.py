@@ -52,6 +52,15 @@ def _ekfac() -> tuple[Contender, ...]:
     )
 
 
+def _same_layers(*layers: str) -> Contender:
+    """Its EK-FAC of what the peers cover alone."""
+    packages = ("upweight", "torch", "numpy")
+    said = f"EK-FAC of the {' and '.join(layers)} layers alone, as the peers' is"
+    given = {"layers": layers}
+    name = "upweight ekfac, their layers"
+    return Contender(name, "upweight_ekfac", given, said, packages=packages, repeats=3)
+
+
 def _gauss_newton() -> Contender:
     """Its solve of the exact matrix that the reference is of."""
     packages = ("upweight", "torch", "numpy")
@@ -148,6 +157,7 @@ CONTENDERS: dict[str, tuple[Contender, ...]] = {
     "transformer": (
         _network_floor(20),
         *_ekfac(),
+        _same_layers("Linear"),
         *_kronfluence(50, "; Linear layers alone, 94 % of the parameters"),
         _curvlinops_ekfac(
             "curvlinops ekfac", "EK-FAC, one sampled label", fisher="mc", batch=20, chunk=50
@@ -165,6 +175,7 @@ CONTENDERS: dict[str, tuple[Contender, ...]] = {
     "resnet9": (
         _network_floor(50),
         *_ekfac(),
+        _same_layers("Linear", "Conv2d"),
         *_kronfluence(100, "; all but the 0.5 % of the parameters in norms"),
         _curvlinops_ekfac(
             "curvlinops ekfac mc",

@@ -188,6 +188,11 @@ class BlockRows(RowValues):
                 total += part.flatten(1) @ matrix.flatten()
         return total
 
+    def bytes(self) -> int:
+        """Of all parts."""
+        sides = [(p.left, p.right) if isinstance(p, Pair) else (p,) for p in self.parts]
+        return sum(tensor.nbytes for side in sides for tensor in side)
+
 
 @final
 class BlockGradients(Gradients):

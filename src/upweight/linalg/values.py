@@ -137,6 +137,10 @@ class RowValues(ABC):
     def times(self, row: Tensor) -> Tensor:
         """Inner products ``[m]`` with one row ``[p]``."""
 
+    @abstractmethod
+    def bytes(self) -> int:
+        """Memory of what stands for the rows."""
+
 
 @final
 class DenseGradients(Gradients):

@@ -13,7 +13,7 @@ from upweight import baselines
 from upweight.budget import budget
 from upweight.curvature import CURVATURES, curvature
 from upweight.data import Data
-from upweight.engine import Job, Rescale, score
+from upweight.engine import Job, Rescale, query_gradients, score
 from upweight.errors import IndefiniteError
 from upweight.gradients import (
     Compression,
@@ -46,7 +46,7 @@ PROBE_ROWS = 2 * DEFAULT_BATCH
 PROBE_WIDTH, PROBE_QUERIES, FEW = 16, 128, 8
 BLOCK = 64  # rows that are multiplied together
 # Allocators and libraries hold more than the tensors: measured on the tasks of benchmarks/.
-RESIDENT, LIBRARIES = 1.5, 16 * 2**20
+RESIDENT, LIBRARIES = 1.3, 16 * 2**20
 # oneDNN keeps workspaces of convolutions that no tensor shows.
 WORKSPACES = 64 * 2**20
 CONVOLUTIONS = {F.conv1d, F.conv2d, F.conv3d}
@@ -232,9 +232,8 @@ class _Estimate:
 
     def preconditioned(self, inverse: Inverse) -> Tensor | RowValues:
         """Training examples as if they were queries."""
-        count = min(self.queries, PROBE_QUERIES, len(self.risk.data))
-        batch, _ = self.risk.rows(0, count)
-        return inverse.precondition(per_example(self.risk.objective, batch)).value
+        some = _part(self.risk, min(self.queries, PROBE_QUERIES))
+        return inverse.precondition(query_gradients(some.objective, some.data, "loss")).value
 
     def directions(self) -> Tensor:
         """Random rows of parameters, as many as queries or as a probe needs."""
@@ -335,7 +334,8 @@ class _Estimate:
         row = self.row_bytes(part)
         whole_set, rest = row * len(self.risk.data), row * (len(self.risk.data) - count)
         stays = rest if whole_set <= budget() // 4 else 0.0
-        held = self.resident(tensors + stays) + self.matrix
+        asked = (rows.nbytes if isinstance(rows, Tensor) else rows.bytes()) * max(wide, 1.0)
+        held = self.resident(tensors + asked + stays) + self.matrix
         stored = self.matrix + (whole_set if self.made.keeps_gradients else 0.0)
         return self.stage("scores", spent * len(self.risk.data) / count, held, stored)
 

@@ -85,6 +85,10 @@ class ProjectedRows(RowValues):
         """In k dimensions."""
         return self.dot(DenseGradients(row[None]))[:, 0]
 
+    def bytes(self) -> int:
+        """Of the numbers in k dimensions."""
+        return self.values.nbytes
+
 
 @final
 class Stored(Compression):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.datasets import scratch
-from upweight import CG, Data, Kronecker, Objective
+from upweight import CG, Data, Kronecker, Objective, memory
 from upweight.bars import progress
 from upweight.curvature import GaussNewton, Leading
 from upweight.engine import query_rows
@@ -28,8 +28,13 @@ from upweight.solvers import Progress, Rule
 
 RESULTS = Path(__file__).parent / "results"
 RESIDUAL, MOST = 1e-3, 60
-# Task: examples and queries.
-TASKS = {"mlp": (6000, 10), "cnn": (5000, 4), "transformer": (100, 2), "resnet9": (200, 2)}
+# Task: examples, queries, and the memory budget, which decides how many directions ours has.
+TASKS = {
+    "mlp": (6000, 10, "1 GiB"),
+    "cnn": (5000, 4, "1 GiB"),
+    "transformer": (100, 2, "4 GiB"),
+    "resnet9": (200, 2, "1 GiB"),
+}
 WAYS: dict[str, Any] = {"ours": Leading(), "ekfac": Kronecker(), "none": None}
 
 
@@ -61,7 +66,7 @@ def solve(operator: Operator, rows: Tensor, preconditioner: Any, most: int) -> d
 
 def measure(task: str) -> dict[str, Any]:
     """All ways on one task; the others get three times the products of ours, and one more."""
-    examples, queries = TASKS[task]
+    examples, queries, _ = TASKS[task]
     problem = importlib.import_module(f"benchmarks.{task}").load(scratch(task)).first(queries)
     objective = Objective(problem.model(), "cross_entropy", l2=problem.l2, removal="sum")
     data = Data.of((problem.inputs[:examples], problem.labels[:examples]))
@@ -76,22 +81,24 @@ def measure(task: str) -> dict[str, Any]:
         print(task, name, [f"{r:.1e}" for r in found[name]["residuals"]], flush=True)
         if most == MOST:
             most = 3 * len(found[name]["residuals"]) + 1
-    return {"examples": examples, "queries": queries, "damping": problem.damping, "ways": found}
+    about = {"examples": examples, "queries": queries, "memory": TASKS[task][2]}
+    return {**about, "damping": problem.damping, "ways": found}
 
 
 def table(measured: dict[str, Any]) -> str:
     """One line a task and way."""
     lines = [
-        "| task | examples | queries | preconditioner | products to 1e-3 | last residual | CPU s |",
-        "| --- | ---: | ---: | --- | ---: | ---: | ---: |",
+        "| task | examples | queries | memory | preconditioner | products to 1e-3 "
+        "| last residual | CPU s |",
+        "| --- | ---: | ---: | ---: | --- | ---: | ---: | ---: |",
     ]
     for task, one in measured.items():
         for way, found in one["ways"].items():
             last, count = found["residuals"][-1], len(found["residuals"])
             products = f"{count}" if last <= RESIDUAL else f"more than {count}"
             lines.append(
-                f"| {task} | {one['examples']:,} | {one['queries']} | {way} | {products} "
-                f"| {last:.1e} | {found['cpu_s']} |"
+                f"| {task} | {one['examples']:,} | {one['queries']} | {one['memory']} | {way} "
+                f"| {products} | {last:.1e} | {found['cpu_s']} |"
             )
     return "\n".join([*lines, "", "Made by `python -m benchmarks.iterations`; do not edit.", ""])
 
@@ -105,7 +112,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for task in parser.parse_args().tasks:
         if task not in measured:
-            with progress(False):
+            with progress(False), memory(TASKS[task][2]):
                 measured[task] = measure(task)
             path.write_text(json.dumps(measured, indent=1) + "\n")
             (RESULTS / "iterations.md").write_text(table(measured))

@@ -140,7 +140,7 @@ OURS: dict[str, tuple[Contender, ...]] = {
     ),
     "transformer": (
         *_dampings(0.0001, 0.001, 0.1),
-        *_table(0.01, without=(*_LONG, "euclidean")),
+        *_table(0.01, without=(*_LONG, "euclidean", "last_layer")),
         _row("bm25", "shared characters, rare ones first"),
         _early("ekfac", (2,), 0.01),
         _models("ekfac", 3, 0.01),

@@ -68,6 +68,13 @@ def _dampings(*values: float) -> tuple[Contender, ...]:
     return tuple(_row("ekfac", f"EK-FAC, λ = {x:g}", f" {x:g}", damping=x) for x in values)
 
 
+def _whole(*values: float) -> tuple[Contender, ...]:
+    said = "EK-FAC fitted on all examples"
+    return tuple(
+        _row("ekfac", f"{said}, λ = {x:g}", f" whole {x:g}", damping=x, whole=True) for x in values
+    )
+
+
 def _solved(*values: float) -> tuple[Contender, ...]:
     said = "Gauss-Newton, conjugate gradients to a residual of 0.01"
     return tuple(
@@ -139,14 +146,16 @@ OURS: dict[str, tuple[Contender, ...]] = {
         _models("ggn_cg", 5, 0.01, rtol=0.03),
     ),
     "transformer": (
-        *_dampings(0.0001, 0.001, 0.1),
-        *_table(0.01, without=(*_LONG, "euclidean", "last_layer")),
+        *_dampings(1e-6, 1e-5, 0.0001, 0.001, 0.1),
+        *_whole(1e-6, 1e-5),
+        *_table(0.01, without=(*_LONG, "euclidean", "last_layer", "margin")),
         _row("bm25", "shared characters, rare ones first"),
         _early("ekfac", (2,), 0.01),
         _models("ekfac", 3, 0.01),
+        replace(_models("ekfac", 3, 1e-6, whole=True), name="upweight ekfac whole 1e-06 x 3"),
     ),
     "resnet9": (
-        *_dampings(0.001, 0.1),
+        *_dampings(1e-6, 1e-5, 0.0001, 0.001, 0.1),
         *_table(0.01, without=_LONG),
         _early("ekfac", (2,), 0.01),
         _models("ekfac", 3, 0.01),

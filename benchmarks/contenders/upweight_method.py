@@ -8,6 +8,7 @@ import numpy as np
 
 from benchmarks.measure import Clock
 from upweight import METHODS, Ensemble, Influence, Objective
+from upweight.curvature import EKFAC
 
 
 def run(
@@ -19,6 +20,7 @@ def run(
     rtol: float | None = None,
     epochs: Sequence[int] = (),
     models: int = 1,
+    whole: bool = False,
 ) -> np.ndarray:
     """Fit and score, the mean over models where there are several.
 
@@ -26,14 +28,18 @@ def run(
         problem: the task.
         clock: begins when the run that is explained is there, with its checkpoints.
         method: a name in ``upweight.METHODS``.
-        damping: λ in all, the task's L2 included; None for the L2 alone, and for what has no λ.
+        damping: λ in all, the task's L2 included, or less than that; None for the L2 alone, and for
+            what has no λ.
         rtol: where an iterative solver stops; None for its own.
         epochs: at the checkpoints after so many of the training; at its end without any.
+        whole: whether EK-FAC is fitted on all examples, and not on as many as its moments need.
         models: runs of the recipe, each with another seed; those beside the first are timed.
     """
     asked: Any = METHODS[method]
     if rtol is not None:
         asked = replace(asked, solver=replace(asked.solver, rtol=rtol))
+    if whole:
+        asked = replace(asked, curvature=EKFAC())
     ends = epochs or (None,)
     states = [problem.again(0, end) for end in ends] if epochs else [problem.weights]
     clock.restart()
@@ -41,12 +47,13 @@ def run(
     # "sum": scores with the gradient of the loss alone, as the peers define theirs. Of subsets of
     # one size, "mean" ranks alike.
     model = replace(problem, weights=states[0]).model()
-    objective = Objective(model, "cross_entropy", l2=problem.l2, removal="sum")
+    l2 = problem.l2 if damping is None else min(problem.l2, damping)
+    objective = Objective(model, "cross_entropy", l2=l2, removal="sum")
     influence = Influence(
         objective,
         (problem.inputs, problem.labels),
         method=asked,
-        damping=0.0 if damping is None else max(0.0, damping - problem.l2),
+        damping=0.0 if damping is None else damping - l2,
     )
     asker = influence if len(states) == 1 else Ensemble.of(influence, states)
     return np.asarray(asker.explain((problem.query_inputs, problem.query_labels)))

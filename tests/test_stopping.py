@@ -154,7 +154,7 @@ def test_dampings_share_their_directions(preconditioned):
         kept = kept or solver.prepared(GaussNewton(risk))
         found = solver.init(kept + damping).solve(queries)
         shared += found.steps
-        torch.testing.assert_close(found.require(), wanted.require(), rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(found.require(), wanted.require(), rtol=5e-6, atol=1e-8)
         assert found.residual.max() < 2e-9
     assert shared < 0.6 * alone
 

@@ -22,6 +22,7 @@ __all__ = ["CG"]
 
 Preconditioner = Callable[[Operator, int], Operator | None]
 PROBES, BLOCK, LANCZOS_STEPS = 2, 128, 10
+ROUNDING = 100  # units of the last place of a right side that a residual may consist of
 # For plans: steps with a preconditioner that suits, and rows carried for each that is solved.
 USUAL_STEPS, CARRIED = 10, 5
 
@@ -139,7 +140,9 @@ class _Block:
         self.base, self.shift = inverse.base, inverse.shift
         self.began, self.share, self.steps, self.detail = began, share, 0, ""
         self.norm = rhs.norm(dim=1)
-        self.goal = max(self.solver.rtol, torch.finfo(rhs.dtype).eps) * self.norm
+        eps = torch.finfo(rhs.dtype).eps
+        self.goal, self.rounding = max(self.solver.rtol, eps) * self.norm, ROUNDING * eps
+        self.least = torch.full_like(self.norm, torch.inf)
         self.x, self.r = torch.zeros_like(rhs), rhs.clone()
         kept = self.base.kept if isinstance(self.base, Recycled) else None
         self.directions: Directions = Directions(0) if kept is None else kept
@@ -153,7 +156,7 @@ class _Block:
         watches = [(rule, rule.begin(self.inverse.operator)) for rule in self.solver.stop]
         for _ in track(range(self.solver.max_steps), "conjugate gradients"):
             before = monotonic()
-            active = self.r.norm(dim=1) > self.goal
+            active = self._unfinished()
             if not bool(active.any()) or not self._step(active):
                 break
             now = self._progress(before)
@@ -162,6 +165,17 @@ class _Block:
                 self.end, self.detail = Status.ENDED, repr(ended[0])
                 break
         return self._conclude()
+
+    def _unfinished(self) -> Tensor:
+        """Rows above their goal, but for those whose residual is rounding and falls no more.
+
+        Whatever is in there of a null direction of A would only grow.
+        """
+        size = self.r.norm(dim=1)
+        stuck = (size >= self.least) & (size <= self.rounding * self.norm)
+        self.least = torch.minimum(self.least, size)
+        active: Tensor = (size > self.goal) & ~stuck
+        return active
 
     def _step(self, active: Tensor) -> bool:
         """One product with directions from the residuals of unfinished rows; False at an end."""
@@ -226,7 +240,7 @@ class _Block:
         signs = (signs.to(rhs) * 2 - 1) / unit
         gap = signs @ (rhs - r) - self._product(signs @ x)
         residual = r.norm(dim=1) / unit + gap.norm(dim=1).max() * (self.norm > 0)
-        allowed = max(2 * self.solver.rtol, 100 * torch.finfo(rhs.dtype).eps)
+        allowed = max(2 * self.solver.rtol, self.rounding)
         if bool((residual > allowed).any()):
             residual = relative_residual(rhs, self._product(x))
         status = tuple(

@@ -26,7 +26,8 @@ were asked at the checkpoint too, and none with five seeds.
 
 pearson, spearman, error: of all queries' scores against the Gauss-Newton system solved by conjugate
 gradients to a residual of 0.001, with the λ of the task's score; for the transformer and the
-ResNet-9, of the first queries' against the reference of the tables of costs. CPU seconds and memory as in the tables of costs; measured on a shared machine, they are provisional.
+ResNet-9, of the first queries' against the reference of the tables of costs. CPU seconds and memory
+as in the tables of costs; measured on a shared machine, they are provisional.
 """
 HEADER = (
     "| scores | LDS | final | pearson | spearman | error | CPU s | x floor | peak MiB | what |",

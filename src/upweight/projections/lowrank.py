@@ -83,9 +83,18 @@ def _best(matrices: Tensor, rank: int) -> Outer:
     # Squares of small gradients are kept away from 0.
     size = w.abs().amax((2, 3), keepdim=True)
     scaled = (w / torch.where(size > 0, size, 1.0)).to(_wide(w))
-    vectors = torch.linalg.eigh(scaled @ scaled.mT)[1][..., -rank:].to(w)
+    vectors = _eigenvectors(scaled @ scaled.mT)[..., -rank:].to(w)
     first, second = vectors.mT.transpose(0, 1), (vectors.mT @ w).transpose(0, 1)
     return Outer(first, second) if wide else Outer(second, first)
+
+
+def _eigenvectors(grams: Tensor) -> Tensor:
+    """Eigenvectors; in double precision where single does not find them."""
+    try:
+        vectors: Tensor = torch.linalg.eigh(grams)[1]
+    except torch.linalg.LinAlgError:
+        vectors = torch.linalg.eigh(grams.double().cpu())[1].to(grams)
+    return vectors
 
 
 def _wide(like: Tensor) -> torch.dtype:

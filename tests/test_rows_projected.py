@@ -39,6 +39,7 @@ from upweight.projections import (
     RandomSides,
     SparseEntries,
     compression_of,
+    lowrank,
 )
 from upweight.projections.entries import RandomProjection
 from upweight.projections.lifted import Lifted, ProjectedRows, Stored
@@ -841,3 +842,21 @@ def test_parameter_subsets_and_general_parameters():
         kernel += 0.1 * torch.eye(len(kernel))
         wanted = scores(risk, pulled(projection, kernel), gradients_of(risk))
         close(inf.explain(data).values, wanted)
+
+
+@pytest.mark.parametrize("failing", ["raises", "nan"])
+def test_factors_are_found_where_single_precision_fails(failing, monkeypatch):
+    known = torch.linalg.eigh
+
+    def eigh(grams):
+        if grams.dtype == torch.float64:
+            return known(grams)
+        if failing == "raises":
+            raise RuntimeError("the algorithm failed to converge")
+        return known(grams)[0], torch.full_like(grams, torch.nan)
+
+    grams = torch.randn(3, 1, 5, 5)
+    grams = grams @ grams.mT
+    wanted = known(grams.double())[1].abs()
+    monkeypatch.setattr(torch.linalg, "eigh", eigh)
+    torch.testing.assert_close(lowrank._eigenvectors(grams).abs().double(), wanted)

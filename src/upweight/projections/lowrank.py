@@ -89,10 +89,12 @@ def _best(matrices: Tensor, rank: int) -> Outer:
 
 
 def _eigenvectors(grams: Tensor) -> Tensor:
-    """Eigenvectors; in double precision where single does not find them."""
+    """Eigenvectors; in double precision where LAPACK's single fails on them, or returns NaN."""
     try:
         vectors: Tensor = torch.linalg.eigh(grams)[1]
-    except torch.linalg.LinAlgError:
+    except RuntimeError:
+        vectors = torch.full_like(grams, torch.nan)
+    if not bool(torch.isfinite(vectors).all()):
         vectors = torch.linalg.eigh(grams.double().cpu())[1].to(grams)
     return vectors
 

@@ -56,7 +56,7 @@ def _same_layers(*layers: str) -> Contender:
     """Its EK-FAC of what the peers cover alone."""
     packages = ("upweight", "torch", "numpy")
     said = f"EK-FAC of the {' and '.join(layers)} layers alone, as the peers' is"
-    given = {"layers": layers}
+    given = {"layers": list(layers)}  # as JSON has it
     name = "upweight ekfac, their layers"
     return Contender(name, "upweight_ekfac", given, said, packages=packages, repeats=3)
 

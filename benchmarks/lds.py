@@ -163,8 +163,10 @@ def _judge(task: str, stored: dict[str, Any], judge: Judge) -> None:
         record |= {"lds": _plain(last.estimate), "lds_final": _plain(at_end.estimate)}
         sampled[name] = last.sampled
         if name != SOLVED and final(task, name):
-            found = harness.judged(task, name) if solved is None else None
-            record |= report.agreement(scores, solved) if found is None else found
+            if solved is None:
+                record |= harness.judged(task, name)
+            else:
+                record |= report.agreement(scores, solved)
     stored["retraining"] = about
     alone = {name: one for name, one in sampled.items() if final(task, name)}
     stored["best"] = {"any weights": _best(sampled), "final weights": _best(alone)}

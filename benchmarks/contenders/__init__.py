@@ -35,38 +35,33 @@ def _network_floor(batch: int) -> Contender:
     return Contender(FLOOR, "network_floor", {"batch": batch}, note, repeats=3)
 
 
+def _network(name: str, note: str, repeats: int = 3, **settings: Any) -> Contender:
+    """A row of this library on a network."""
+    packages = ("upweight", "torch", "numpy")
+    return Contender(name, "upweight_ekfac", settings, note, packages=packages, repeats=repeats)
+
+
 def _ekfac() -> tuple[Contender, ...]:
     """Its rows: with the fit, and another call with the fit at hand."""
-    packages = ("upweight", "torch", "numpy")
     said = "EK-FAC, damped by the score's λ"
+    again = f"{said}; the second of two calls, factors already fitted"
     return (
-        Contender("upweight ekfac", "upweight_ekfac", {}, said, packages=packages, repeats=3),
-        Contender(
-            "upweight ekfac fitted",
-            "upweight_ekfac",
-            {"calls": 2},
-            f"{said}; the second of two calls, factors already fitted",
-            packages=packages,
-            repeats=3,
-        ),
+        _network("upweight ekfac", said),
+        _network("upweight ekfac fitted", again, calls=2),
     )
 
 
 def _same_layers(*layers: str) -> Contender:
     """Its EK-FAC of what the peers cover alone."""
-    packages = ("upweight", "torch", "numpy")
     said = f"EK-FAC of the {' and '.join(layers)} layers alone, as the peers' is"
-    given = {"layers": list(layers)}  # as JSON has it
-    name = "upweight ekfac, their layers"
-    return Contender(name, "upweight_ekfac", given, said, packages=packages, repeats=3)
+    # A list, as JSON has it.
+    return _network("upweight ekfac, their layers", said, layers=list(layers))
 
 
 def _gauss_newton() -> Contender:
     """Its solve of the exact matrix that the reference is of."""
-    packages = ("upweight", "torch", "numpy")
     said = "Gauss-Newton, conjugate gradients to a residual of 0.03, preconditioned by long rows"
-    settings = {"rtol": 0.03}
-    return Contender("upweight ggn cg", "upweight_ekfac", settings, said, packages=packages)
+    return _network("upweight ggn cg", said, repeats=1, rtol=0.03)
 
 
 def _kronfluence(batch: int, covers: str = "") -> tuple[Contender, ...]:

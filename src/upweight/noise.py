@@ -1,9 +1,11 @@
 """Random numbers that belong to an example: the same however examples are batched or padded."""
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
-__all__ = ["random_bits", "random_signs", "uniform"]
+__all__ = ["random_bits", "random_signs", "signs_of_bytes", "uniform"]
 
 _MIX = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB86659FD93)
 
@@ -60,12 +62,20 @@ def random_signs(positions: Tensor, shape: torch.Size, seed: int) -> Tensor:
     """
     lines, width = (shape[:-1], shape[-1]) if shape else (shape, 1)
     words = random_bits(positions, lines.numel() * -(-width // 64), seed)
-    bits = torch.arange(8, device=words.device, dtype=torch.int32)
-    table = 1 - 2 * ((torch.arange(256, device=words.device)[:, None] >> bits) & 1).to(torch.int8)
-    # Eight signs for every byte.
     codes = words.view(torch.uint8).flatten().int()
-    signs = table.index_select(0, codes).view(len(positions), *lines, -1)
+    signs = (
+        signs_of_bytes(torch.int8, words.device)
+        .index_select(0, codes)
+        .view(len(positions), *lines, -1)
+    )
     return signs[..., :width].reshape(len(positions), *shape)
+
+
+@cache
+def signs_of_bytes(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The eight signs of every byte, ``[256, 8]``."""
+    bits = torch.arange(256)[:, None] >> torch.arange(8) & 1
+    return (2 * bits - 1).to(device, dtype)
 
 
 def _mixed(bits: Tensor) -> Tensor:

@@ -93,11 +93,14 @@ class Moments(ABC):
 def eigen(moment: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues and vectors, in double where single precision fails.
 
-    It may, on many equal eigenvalues.
+    It may, on many equal eigenvalues: LAPACK then says so, or returns NaN.
     """
     try:
         values, vectors = torch.linalg.eigh(moment)
+        found = bool(torch.isfinite(vectors).all())
     except RuntimeError:
+        found = False
+    if not found:
         try:
             values, vectors = torch.linalg.eigh(moment.double())
         except RuntimeError:

@@ -13,7 +13,7 @@ from upweight.gradients import Gradients
 from upweight.linalg import RowValues
 from upweight.linalg.blocks import pieces
 from upweight.linalg.columns import columns
-from upweight.noise import random_bits
+from upweight.noise import random_bits, signs_of_bytes
 from upweight.projections.lifted import ProjectedRows
 from upweight.projections.projection import Projection, Unprojected
 from upweight.risk import Risk
@@ -175,7 +175,7 @@ class RademacherEntries(_Table):
 
     def table(self, like: Tensor) -> Tensor:
         """The signs of every byte."""
-        return _signs(like.dtype, like.device)
+        return signs_of_bytes(like.dtype, like.device)
 
 
 @final
@@ -198,13 +198,6 @@ class GaussianEntries(_Table):
     def table(self, like: Tensor) -> Tensor:
         """The values."""
         return _quantiles(like.dtype, like.device)
-
-
-@cache
-def _signs(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The eight signs of every byte, ``[256, 8]``."""
-    bits = torch.arange(256)[:, None] >> torch.arange(8) & 1
-    return (2 * bits - 1).to(device, dtype)
 
 
 @cache

@@ -7,6 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from upweight.curvature.moments import eigen
 from upweight.errors import InputError, NonFiniteError
 from upweight.gradients import Compression, Gradients, Seen, TrainingGradients
 from upweight.linalg import Block, BlockGradients, Outer, Solver
@@ -83,20 +84,9 @@ def _best(matrices: Tensor, rank: int) -> Outer:
     # Squares of small gradients are kept away from 0.
     size = w.abs().amax((2, 3), keepdim=True)
     scaled = (w / torch.where(size > 0, size, 1.0)).to(_wide(w))
-    vectors = _eigenvectors(scaled @ scaled.mT)[..., -rank:].to(w)
+    vectors = eigen(scaled @ scaled.mT)[1][..., -rank:].to(w)
     first, second = vectors.mT.transpose(0, 1), (vectors.mT @ w).transpose(0, 1)
     return Outer(first, second) if wide else Outer(second, first)
-
-
-def _eigenvectors(grams: Tensor) -> Tensor:
-    """Eigenvectors; in double precision where LAPACK's single fails on them, or returns NaN."""
-    try:
-        vectors: Tensor = torch.linalg.eigh(grams)[1]
-    except RuntimeError:
-        vectors = torch.full_like(grams, torch.nan)
-    if not bool(torch.isfinite(vectors).all()):
-        vectors = torch.linalg.eigh(grams.double().cpu())[1].to(grams)
-    return vectors
 
 
 def _wide(like: Tensor) -> torch.dtype:

@@ -43,6 +43,8 @@ WAYS = {
     "layers": Way(Layers, "layers", 3, together=False),
     "layers, shared rows": Way(Layers, "layers", 3, together=True),
     "vectorised": Way(Mapped, "vectorised", 4, together=False),
+    "vectorised, of a pool": Way(Mapped, "vectorised", 2, together=False, pool=6),
+    "layers, of a pool": Way(Layers, "layers", 2, together=False, pool=6),
     "vectorised, shared rows": Way(Mapped, "vectorised", 2, together=True),
 }
 
@@ -222,15 +224,17 @@ def test_schedules_are_those_of_torch_and_transformers():
 @settings(deadline=None, max_examples=25)
 @given(
     batch=st.integers(1, N + 3), at_once=st.integers(1, 8), together=st.booleans(),
+    pool=st.integers(1, 8),
     cells=st.sampled_from([1, 50, 2**21]), name=st.sampled_from(["mlp", "conv"]),
 )  # fmt: skip
-def test_batch_sizes_and_chunks_change_nothing(batch, at_once, together, cells, name):
+def test_batch_sizes_and_chunks_change_nothing(batch, at_once, together, pool, cells, name):
     form = Layers if name == "mlp" else Mapped
     at_once = max(at_once, 1 if form is Layers else 2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("upweight.retraining.minibatches.CELLS", cells)
         training = Training(2, batch, SGD(0.1, momentum=0.9))
-        check(name, training, Way(form, "", at_once, together), trials(seeds=[0, 2]))
+        way = Way(form, "", at_once, together, 1 if together else pool)
+        check(name, training, way, trials(seeds=[0, 2]))
 
 
 def test_weights_of_examples_are_those_of_their_means():

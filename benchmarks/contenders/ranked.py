@@ -39,11 +39,6 @@ _PLAIN = (
     ("margin", "minus the training margin, alike for all queries"),
     ("random", "random numbers"),
 )
-# What takes minutes on the larger networks.
-_LONG = (
-    *("eshampoo", "datainf", "trak", "nystrom", "arnoldi"),
-    *("no_hessian", "cosine", "gradient_norm"),
-)
 _SIMILAR = (
     ("embedding", "cosine of the last layer's inputs"),
     ("euclidean", "minus the distance between inputs"),
@@ -148,7 +143,7 @@ OURS: dict[str, tuple[Contender, ...]] = {
     "transformer": (
         *_dampings(1e-6, 1e-5, 0.0001, 0.001, 0.1),
         *_whole(1e-6, 1e-5),
-        *_table(0.01, without=(*_LONG, "euclidean", "last_layer", "margin")),
+        *_table(0.01, without=("euclidean", "margin")),
         _row("bm25", "shared characters, rare ones first"),
         _early("ekfac", (2,), 0.01),
         _models("ekfac", 3, 0.01),
@@ -156,7 +151,7 @@ OURS: dict[str, tuple[Contender, ...]] = {
     ),
     "resnet9": (
         *_dampings(1e-6, 1e-5, 0.0001, 0.001, 0.1),
-        *_table(0.01, without=_LONG),
+        *_table(0.01),
         _early("ekfac", (2,), 0.01),
         _models("ekfac", 3, 0.01),
     ),

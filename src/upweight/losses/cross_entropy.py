@@ -11,6 +11,20 @@ from upweight.losses.base import OutputLoss, Signs
 
 __all__ = ["CrossEntropy"]
 
+FEW = 16  # float32 numbers in the widest vector register
+
+
+def _softmax(outputs: Tensor) -> Tensor:
+    """Softmax of rows ``[n, c]``.
+
+    Torch's takes the numbers of a row one by one where they do not fill a register; these four
+    passes over all rows take a fifth of its time for ten classes.
+    """
+    if outputs.shape[1] >= FEW or outputs.device.type != "cpu":
+        return outputs.softmax(1)
+    powers = (outputs - outputs.amax(1, keepdim=True)).exp()
+    return powers / powers.sum(1, keepdim=True)
+
 
 @final
 class CrossEntropy(OutputLoss):
@@ -140,7 +154,7 @@ class CrossEntropy(OutputLoss):
 
     def residual(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """softmax(z) − y (smoothed), ``[n, c]``; 0 where ignored."""
-        p = torch.softmax(outputs, 1)
+        p = _softmax(outputs)
         if targets.is_floating_point():
             return p - self._smooth(targets)
         counted = targets != self.ignore_index
@@ -149,7 +163,7 @@ class CrossEntropy(OutputLoss):
 
     def curve(self, outputs: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
         """(diag p − p pᵀ) rows, ``[n, m, c]``; 0 where ignored."""
-        p = torch.softmax(outputs, 1)
+        p = _softmax(outputs)
         if not targets.is_floating_point() and bool((targets == self.ignore_index).any()):
             rows = rows * (targets != self.ignore_index)[:, None, None]
         return (rows - rows @ p[:, :, None]).mul_(p[:, None, :])

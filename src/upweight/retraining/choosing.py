@@ -19,6 +19,7 @@ from upweight.retraining.trials import Trials
 __all__ = ["alone", "chunks", "fastest", "way_of"]
 
 MOST, GAIN, MISSES = 256, 0.97, 2
+POOLS = (4, 8)
 TIMED, ENOUGH = (3, 12), 0.03
 SECONDS, SHARE = 0.5, 0.05
 
@@ -46,7 +47,7 @@ class _Race:
         """Some trials for a way: the last of the largest seed, as the first are of all data."""
         seeds, counts = np.unique(self.trials.seeds, return_counts=True)
         order = np.argsort(self.trials.seeds == seeds[counts.argmax()], kind="stable")
-        return self.trials.take(order[::-1][: way.at_once])
+        return self.trials.take(order[::-1][: way.pool])
 
     def _first(self, way: Way) -> dict[str, torch.Tensor]:
         """Gradients of the first model at the first step."""
@@ -118,6 +119,7 @@ def fastest(trainer: Trainer, trials: Trials) -> Way:
         _enter(race, form)
         if race.best.make is form:
             break
+    _enter_pools(race)
     return race.best
 
 
@@ -145,10 +147,20 @@ def _enter(race: _Race, form: type[Slopes]) -> None:
             at_once *= 2
 
 
+def _enter_pools(race: _Race) -> None:
+    """More models in step than in one pass, where they keep different numbers of rows."""
+    best = race.best
+    if best.at_once > 1 and not best.together:
+        for pool in {min(times * best.at_once, len(race.trials)) for times in POOLS}:
+            if pool > best.at_once and race.worth(pool):
+                race.enter(replace(best, pool=pool))
+
+
 def way_of(plan: Mapping[str, Any]) -> Way:
     """The way that a plan names."""
     forms: dict[str, type[Slopes]] = {form.name: form for form in (Single, Layers, Mapped)}
-    return Way(forms[plan["form"]], plan["form"], plan["at_once"], plan["together"])
+    form, at_once = plan["form"], plan["at_once"]
+    return Way(forms[form], form, at_once, plan["together"], plan.get("pool", at_once))
 
 
 def chunks(trials: Trials, way: Way, *, apart: bool = False) -> list[np.ndarray]:
@@ -167,5 +179,5 @@ def chunks(trials: Trials, way: Way, *, apart: bool = False) -> list[np.ndarray]
     groups = [order]
     if way.together or apart:
         groups = [order[trials.seeds[order] == seed] for seed in np.unique(trials.seeds[order])]
-    parts = [np.array_split(group, -(-len(group) // way.at_once)) for group in groups if len(group)]
+    parts = [np.array_split(group, -(-len(group) // way.pool)) for group in groups if len(group)]
     return [*np.flatnonzero(whole)[:, None], *(part for some in parts for part in some)]

@@ -41,6 +41,18 @@ class Minibatch:
         """M and b."""
         return self.shares.shape[0], self.shares.shape[1]
 
+    def of(self, models: Tensor) -> "Minibatch":
+        """That of some models, with as many rows as the fullest of them has."""
+        shares = self.shares[models]
+        width = max(1, int((shares > 0).sum(1).max()))
+
+        def pick(leaf: Tensor) -> Tensor:
+            return leaf.unflatten(0, self.shape)[models, :width].flatten(0, 1)
+
+        inputs, targets = (map_leaves(pick, t) for t in (self.batch.inputs, self.batch.targets))
+        batch = Batch(inputs, targets, pick(self.batch.positions))
+        return Minibatch(batch, shares[:, :width], together=False)
+
 
 @final
 class Rows:

@@ -90,7 +90,12 @@ class ByRecipe(Run):
         if known:
             return known
         way = fastest(self._trainer, trials)
-        return {"form": way.name, "at_once": way.at_once, "together": way.together}
+        return {
+            "form": way.name,
+            "at_once": way.at_once,
+            "together": way.together,
+            "pool": way.pool,
+        }
 
     def outcomes(
         self, trials: Trials, wanted: np.ndarray, plan: Mapping[str, Any]

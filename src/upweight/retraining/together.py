@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from upweight.errors import LossError, ModelError
 from upweight.objective import Objective, refuse_train_mode
 from upweight.retraining.minibatches import Minibatches, Rows
-from upweight.retraining.slopes import Single, Slopes
+from upweight.retraining.slopes import Parts, Single, Slopes
 from upweight.retraining.starts import begun
 from upweight.retraining.training import Training
 from upweight.retraining.trials import Trials
@@ -32,20 +32,32 @@ class Way:
     Attributes:
         make: from the objective of a module in train mode to what makes gradients.
         name: in words.
-        at_once: models together.
+        at_once: models in one pass.
         together: whether they share the rows of a minibatch.
+        pool: models in step; where these are more than ``at_once``, those in one pass are at every
+            step others, with about as many rows.
     """
 
     make: Callable[[Objective], Slopes]
     name: str
     at_once: int
     together: bool
+    pool: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pool", max(self.pool, self.at_once))
+
+    def slopes(self, objective: Objective) -> Slopes:
+        """What makes the gradients of all models in step."""
+        made = self.make(objective)
+        return made if self.pool == self.at_once else Parts(made, self.at_once)
 
     def words(self) -> str:
         """In one line, for results."""
-        if self.at_once == 1:
+        if self.pool == 1:
             return f"{self.name}, one after another"
-        return f"{self.name}, {self.at_once} at once"
+        among = f" of {self.pool}" if self.pool > self.at_once else ""
+        return f"{self.name}, {self.at_once}{among} at once"
 
 
 KEPT = 8
@@ -146,7 +158,7 @@ class Trainer:
         blocks, module = self._blocks(seeds), self.module(seeds[0])
         if self.coupled:  # it may change its own statistics
             module = copy.deepcopy(module)
-        slopes = way.make(self.risk.objective.on(module))
+        slopes = way.slopes(self.risk.objective.on(module))
         optimiser, total = self._optimiser(blocks), recipe.steps(len(self.risk.data))
         batches = Minibatches(self.rows, recipe, trials)
         with _seeded(seeds[0]):

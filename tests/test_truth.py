@@ -356,6 +356,25 @@ def test_the_way_is_the_fastest_that_gives_autograds_gradients(monkeypatch):
     assert choosing.fastest(trainer, trials).name == "vectorised"
 
 
+def test_more_models_are_in_step_than_in_a_pass_where_that_is_faster(monkeypatch):
+    trainer = Trainer(
+        Risk(uw.Objective(network(), "cross_entropy", l2=L2), uw.Data.of(data())), RECIPE
+    )
+    trials = subsets(count=30, seeds=[0])
+
+    def seconds(race: choosing._Race, way: choosing.Way) -> float:
+        return 1.0 if way.together or way.at_once > 4 else 1 / (way.at_once * way.pool)
+
+    monkeypatch.setattr(choosing._Race, "_seconds", seconds)
+    way = choosing.fastest(trainer, trials)
+    assert (way.at_once, way.pool, way.together) == (4, 30, False)
+    assert way.words() == "stacked layers, 4 of 30 at once"
+    parts = [part for part in choosing.chunks(trials, way) if len(part) > 1]
+    assert [len(part) for part in parts] == [30]
+    monkeypatch.setattr(choosing._Race, "_seconds", lambda race, way: way.pool / way.at_once)
+    assert choosing.fastest(trainer, trials).pool == 1
+
+
 def test_models_at_once_stay_within_the_memory_budget(monkeypatch):
     x, y = torch.randn(40, 300).double(), torch.arange(40) % 2
     model = nn.Sequential(nn.Linear(300, 200), nn.ReLU(), nn.Linear(200, 2)).double()
@@ -363,8 +382,8 @@ def test_models_at_once_stay_within_the_memory_budget(monkeypatch):
     trials = Trials.subsets(40, count=64, fraction=0.5, seeds=[0])
     monkeypatch.setattr(choosing._Race, "_seconds", lambda race, way: 1 / way.at_once)
     with uw.memory("16 MiB"):
-        at_once = choosing.fastest(trainer, trials).at_once
-    assert 2 <= at_once <= 16 * 2**20 / (3 * 8 * 60_000)
+        pool = choosing.fastest(trainer, trials).pool
+    assert 2 <= pool <= 16 * 2**20 / (3 * 8 * 60_000)
 
 
 # Files

@@ -87,7 +87,7 @@ TASKS = {
     "perceptron": Task(perceptron, DECAYED, 6_000, halves(60, 3), 2 * LARGE + 3 * SMALL),
     "softmax": Task(lambda: nn.Linear(784, 10), DECAYED, 6_000, halves(60, 3), 2 * SOFTMAX),
     "softmax, one out": Task(lambda: nn.Linear(784, 10), DECAYED, 6_000, singles(180), 2 * SOFTMAX),
-    "cnn, batches of 4": figure_2(4, 2, 1_000, 240),
+    "cnn, batches of 2": figure_2(2, 2, 1_000, 240),
     "cnn, batches of 8": figure_2(8, 2, 1_000, 240),
     "cnn, batches of 32": figure_2(32, 2, 1_000, 120),
     "cnn, batches of 500": figure_2(500, 1, 5_500, 12),

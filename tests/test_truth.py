@@ -344,12 +344,17 @@ def test_the_way_is_the_fastest_that_gives_autograds_gradients(monkeypatch):
         Risk(uw.Objective(network(), "cross_entropy", l2=L2), uw.Data.of(data())), RECIPE
     )
     trials = subsets(count=20, seeds=[0])
-    monkeypatch.setattr(choosing._Race, "_seconds", lambda race, way: 1 / way.at_once)
+    monkeypatch.setattr(choosing._Race, "_seconds", lambda race, way: 1e-4 / way.at_once)
     assert choosing.fastest(trainer, trials).at_once == 16
-    monkeypatch.setattr(choosing._Race, "_seconds", lambda race, way: float(way.at_once))
+    monkeypatch.setattr(
+        choosing._Race, "_seconds", lambda race, way: 1e-4 / (way.at_once + way.together)
+    )
+    assert choosing.fastest(trainer, trials).words() == "stacked layers, 16 at once"
+    assert choosing.fastest(trainer, trials).together
+    monkeypatch.setattr(choosing._Race, "_seconds", lambda race, way: 1e-4 * way.at_once)
     assert choosing.fastest(trainer, trials).name == "autograd"
     wrong = choosing.Layers.__call__
-    monkeypatch.setattr(choosing._Race, "_seconds", lambda race, way: 1 / way.at_once)
+    monkeypatch.setattr(choosing._Race, "_seconds", lambda race, way: 1e-4 / way.at_once)
     monkeypatch.setattr(
         choosing.Layers, "__call__", lambda *args: [1.01 * part for part in wrong(*args)]
     )
@@ -363,7 +368,7 @@ def test_more_models_are_in_step_than_in_a_pass_where_that_is_faster(monkeypatch
     trials = subsets(count=30, seeds=[0])
 
     def seconds(race: choosing._Race, way: choosing.Way) -> float:
-        return 1.0 if way.together or way.at_once > 4 else 1 / (way.at_once * way.pool)
+        return 1e-4 if way.together or way.at_once > 4 else 1e-4 / (way.at_once * way.pool)
 
     monkeypatch.setattr(choosing._Race, "_seconds", seconds)
     way = choosing.fastest(trainer, trials)
@@ -371,7 +376,7 @@ def test_more_models_are_in_step_than_in_a_pass_where_that_is_faster(monkeypatch
     assert way.words() == "stacked layers, 4 of 30 at once"
     parts = [part for part in choosing.chunks(trials, way) if len(part) > 1]
     assert [len(part) for part in parts] == [30]
-    monkeypatch.setattr(choosing._Race, "_seconds", lambda race, way: way.pool / way.at_once)
+    monkeypatch.setattr(choosing._Race, "_seconds", lambda race, way: 1e-4 * way.pool / way.at_once)
     assert choosing.fastest(trainer, trials).pool == 1
 
 
@@ -380,7 +385,7 @@ def test_models_at_once_stay_within_the_memory_budget(monkeypatch):
     model = nn.Sequential(nn.Linear(300, 200), nn.ReLU(), nn.Linear(200, 2)).double()
     trainer = Trainer(Risk(uw.Objective(model, "cross_entropy"), uw.Data.of((x, y))), RECIPE)
     trials = Trials.subsets(40, count=64, fraction=0.5, seeds=[0])
-    monkeypatch.setattr(choosing._Race, "_seconds", lambda race, way: 1 / way.at_once)
+    monkeypatch.setattr(choosing._Race, "_seconds", lambda race, way: 1e-4 / way.at_once)
     with uw.memory("16 MiB"):
         pool = choosing.fastest(trainer, trials).pool
     assert 2 <= pool <= 16 * 2**20 / (3 * 8 * 60_000)

@@ -19,8 +19,8 @@ from upweight.retraining.trials import Trials
 __all__ = ["alone", "chunks", "fastest", "way_of"]
 
 MOST, GAIN, MISSES = 256, 0.97, 2
-POOLS = (4, 8)
-TIMED, ENOUGH = (3, 12), 0.03
+POOLS, FEW = (4, 8), 4
+TIMED, ENOUGH = (1, 12), 0.05
 SECONDS, SHARE = 0.5, 0.05
 
 
@@ -28,7 +28,7 @@ SECONDS, SHARE = 0.5, 0.05
 class _Race:
     """Candidates against the best so far; what is wrong or slower is out.
 
-    It may take half a second, or a twentieth of what one model after the other would take.
+    It may take half a second, or a twentieth of what the best so far would take for all trials.
 
     Args:
         trainer: of the models.
@@ -38,10 +38,9 @@ class _Race:
     def __init__(self, trainer: Trainer, trials: Trials) -> None:
         self.trainer, self.trials = trainer, trials
         self.bytes, self._truth = peak_bytes(lambda: self._first(ONE))
-        self._spent = 0.0
+        self._right: dict[Way, bool] = {}
+        self._spent, self._steps = 0.0, trainer.training.steps(len(trainer.risk.data))
         self.best, self.least = ONE, self._seconds(ONE)
-        steps = trainer.training.steps(len(trainer.risk.data))
-        self._limit = max(SECONDS, SHARE * self.least * steps * len(trials))
 
     def _part(self, way: Way) -> Trials:
         """Some trials for a way: the last of the largest seed, as the first are of all data."""
@@ -78,26 +77,41 @@ class _Race:
 
     def worth(self, at_once: int) -> bool:
         """Whether so many models fit the memory budget, and a look at them into its time."""
-        cost = (2 + TIMED[0]) * at_once * self.least
-        return self.bytes * at_once <= budget() and self._spent + cost <= self._limit
+        cost = (1 + TIMED[0]) * at_once * self.least
+        limit = max(SECONDS, SHARE * self.least * self._steps * len(self.trials))
+        return self.bytes * at_once <= budget() and self._spent + cost <= limit
 
     def enter(self, way: Way) -> float:
         """Seconds of a step for each model, infinite for what gives other gradients or cannot run.
 
         The best is kept.
         """
-        try:
-            found = self._first(way)
-        except (RuntimeError, ValueError, NotImplementedError):
+        if not self._agrees(way):
             return math.inf
-        tolerance = 1e-8 if next(iter(found.values())).dtype == torch.float64 else 1e-2
-        for name, truth in self._truth.items():
-            if not bool((found[name] - truth).norm() <= tolerance * truth.norm() + 1e-12):
-                return math.inf
         spent = self._seconds(way)
         if spent < GAIN * self.least:
             self.best, self.least = way, spent
         return spent
+
+    def _agrees(self, way: Way) -> bool:
+        """Whether a few models get autograd's gradients in this way."""
+        at_once = min(way.at_once, FEW)
+        few = replace(way, at_once=at_once, pool=at_once * (1 + (way.pool > way.at_once)))
+        if few not in self._right:
+            self._right[few] = self._same(few)
+        return self._right[few]
+
+    def _same(self, way: Way) -> bool:
+        try:
+            spent, found = elapsed(lambda: self._first(way))
+        except (RuntimeError, ValueError, NotImplementedError):
+            return False
+        self._spent += spent
+        tolerance = 1e-8 if next(iter(found.values())).dtype == torch.float64 else 1e-2
+        return all(
+            bool((found[name] - truth).norm() <= tolerance * truth.norm() + 1e-12)
+            for name, truth in self._truth.items()
+        )
 
 
 def alone(trainer: Trainer) -> Way:
@@ -119,7 +133,6 @@ def fastest(trainer: Trainer, trials: Trials) -> Way:
         _enter(race, form)
         if race.best.make is form:
             break
-    _enter_pools(race)
     return race.best
 
 
@@ -136,24 +149,25 @@ def _layered(trainer: Trainer) -> bool:
 
 def _enter(race: _Race, form: type[Slopes]) -> None:
     """More and more models at once, until that is no faster."""
+    first = Way(form, form.name, 1 if form is Layers else 2, together=False)
     common = int(np.unique(race.trials.seeds, return_counts=True)[1].max())
-    for together in (False, True):
-        at_once, most = 1 if form is Layers else 2, common if together else len(race.trials)
-        least, misses = math.inf, 0
-        while at_once <= min(MOST, most) and misses < MISSES and race.worth(at_once):
-            spent = race.enter(Way(form, form.name, at_once, together))
-            misses = 0 if spent < GAIN * least else misses + 1
-            least = min(least, spent)
-            at_once *= 2
-
-
-def _enter_pools(race: _Race) -> None:
-    """More models in step than in one pass, where they keep different numbers of rows."""
-    best = race.best
-    if best.at_once > 1 and not best.together:
+    best = _doubled(race, first, len(race.trials))
+    if best.at_once > 1:  # in step with others, which keep as many rows
         for pool in {min(times * best.at_once, len(race.trials)) for times in POOLS}:
             if pool > best.at_once and race.worth(pool):
                 race.enter(replace(best, pool=pool))
+    _doubled(race, replace(first, together=True), common)
+
+
+def _doubled(race: _Race, way: Way, most: int) -> Way:
+    """The fastest of a way's number of models and its doubles."""
+    best, least, misses = way, math.inf, 0
+    while way.at_once <= min(MOST, most) and misses < MISSES and race.worth(way.at_once):
+        spent = race.enter(way)
+        misses = 0 if spent < GAIN * least else misses + 1
+        best, least = (way, spent) if spent < least else (best, least)
+        way = replace(way, at_once=2 * way.at_once, pool=1)
+    return best
 
 
 def way_of(plan: Mapping[str, Any]) -> Way:

@@ -6,9 +6,10 @@ The loop is torch as one writes it: kept rows of each minibatch, the module, its
 ``backward``, and an optimiser of torch.optim whose weight decay is the L2. Some of the trainings
 are done so, and their time is scaled up. Both train the same models: the largest gap between the
 queries' losses after one training in float64 is written beside (in float32 long trainings amplify
-rounding). What torch imports for its first optimiser is in neither time. The bound is arithmetic alone, two operations for every multiply-add of the forward and
-backward passes over the examples that are kept, at the rate of a large float32 product in the same
-process. Results are written to results/retraining.json.
+rounding). What torch imports for its first optimiser is in neither time. The bound is arithmetic
+alone, two operations for every multiply-add of the forward and backward passes over the examples
+that are kept, at the rate of a large float32 product in the same process. Results are written to
+results/retraining.json.
 """
 
 import argparse

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import upweight as uw
-from tests.cases import CASES, LINEAR_CASES, as_reference
-from upweight import reference
+from tests.cases import CASES, LINEAR_CASES, as_reference, labels, rows
+from upweight import errors, reference
 from upweight.data import Data
 from upweight.engine import Job, score
 from upweight.gradients import (
@@ -241,6 +241,31 @@ def test_margin_is_the_log_odds_and_log_probability_minus_the_loss():
     torch.testing.assert_close(margin, torch.log(p / (1 - p)))
     log_p = objective.measured("log_probability")(params, batch)
     torch.testing.assert_close(log_p, torch.log(p))
+
+
+@pytest.mark.parametrize("measure", ["margin", "logit", "log_probability"])
+def test_measures_of_a_sequence_are_means_over_the_positions_that_count(measure):
+    """In both layouts, as of rows one by one."""
+    z, y = rows(5, 4), labels(4, 5)
+    y[0, 2] = y[1] = -100
+    y[1, 4] = 2
+    asked = getattr(uw.CrossEntropy(), measure)
+    flat = asked(z.view(-1, 4), y.view(-1)).view_as(y)
+    counted = y != -100
+    wanted = torch.stack([values[known].mean() for values, known in zip(flat, counted, strict=True)])
+    for outputs in (z, z.movedim(-1, 1)):
+        torch.testing.assert_close(asked(outputs, y), wanted)
+    leaf = z.clone().requires_grad_()
+    asked(leaf, y).sum().backward()
+    assert torch.isfinite(leaf.grad).all()
+    assert not leaf.grad[~counted].any()
+
+
+def test_no_position_that_counts_has_no_margin():
+    z, y = rows(3, 4), torch.full((7, 3), -100)
+    assert uw.CrossEntropy().margin(z, y).isnan().all()
+    with pytest.raises(errors.LossError, match="the targets are probabilities"):
+        uw.CrossEntropy().margin(z[0], z[0].softmax(1))
 
 
 def test_an_own_measure_has_no_helpful_side():

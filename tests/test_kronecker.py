@@ -27,7 +27,7 @@ from upweight.curvature import (
     moments,
 )
 from upweight.data import Data
-from upweight.errors import LossError
+from upweight.errors import IndefiniteError, LossError
 from upweight.gradients import Observation, layout_of
 from upweight.linalg import Spectral
 from upweight.linalg.gram import add_gram, gram, mirror
@@ -775,3 +775,15 @@ def test_queries_in_pieces_score_as_all_at_once(name, method, monkeypatch):
     pieces = explained(objective, data, queries, method)
     same(pieces.values, whole.values)
     assert pieces.provenance.residual.shape == (4,)
+
+
+def test_eigenvalues_beyond_the_precision_say_so():
+    """Positive ones are not called negative, and the damping that is asked for is enough."""
+    risk = next(case for case in CASES if case.name == "mlp").risk()
+    risk = Risk(Objective(risk.objective.model.float(), "cross_entropy", l2=0.0), risk.data)
+    operator = EKFAC()(risk)
+    top = max(float(part.values.max()) for part in operator.blocks)
+    with pytest.raises(IndefiniteError, match="rounding of float32.*Add damping above") as refused:
+        Spectral().init(operator + 1e-8 * top)
+    asked = float(str(refused.value).split("above ")[1].split()[0])
+    Spectral().init(operator + 1.1 * (asked + 1e-8 * top))

@@ -143,7 +143,7 @@ OURS: dict[str, tuple[Contender, ...]] = {
     "transformer": (
         *_dampings(1e-6, 1e-5, 0.0001, 0.001, 0.1),
         *_whole(1e-6, 1e-5),
-        *_table(0.01, without=("euclidean", "margin")),
+        *_table(0.01, without=("euclidean",)),
         _row("bm25", "shared characters, rare ones first"),
         _early("ekfac", (2,), 0.01),
         _models("ekfac", 3, 0.01),

@@ -201,7 +201,7 @@ class KroneckerInverse(Inverse):
         ends = torch.stack([torch.stack(part.values.aminmax()) for part in operator.blocks])
         least, most = float(ends[:, 0].min()) + shift, float(ends[:, 1].max()) + shift
         if not least > torch.finfo(self.dtype).eps * most:
-            raise IndefiniteError(indefinite(torch.tensor([least, most])))
+            raise IndefiniteError(indefinite(torch.tensor([least, most], dtype=self.dtype)))
         self.inverses = [1 / (part.values + shift) for part in operator.blocks]
 
     def _pairs(self) -> list[tuple[Tensor, Eigenblock]]:

@@ -111,16 +111,25 @@ class Solution(Generic[Value]):
 
 
 def indefinite(values: Tensor) -> str:
-    """What to say of a curvature whose eigenvalues ``[p]``, ascending, are not all positive."""
+    """What to say of a curvature whose eigenvalues ``[p]``, ascending, are not all positive.
+
+    Those of the precision at hand count as positive only above its rounding.
+    """
     least, largest = float(values[0]), float(values.abs().max())
+    precision = str(values.dtype).removeprefix("torch.")
     if abs(least) < 1e-10 * largest:
         what, damping = "singular: its smallest eigenvalue is 0 up to rounding", 1e-6 * largest
+    elif least > 0:
+        what = (
+            f"singular up to the rounding of {precision}: its eigenvalues go from {least:.1e} to "
+            f"{largest:.1e}"
+        )
+        damping = torch.finfo(values.dtype).eps * largest
     else:
         what, damping = f"not positive definite: its smallest eigenvalue is {least:.3e}", -least
     return (
-        f"The curvature is {what}. Add damping above {max(damping, 0.0):.1e} (state it: "
-        "damping=...), add the l2 the model was trained with, or use a positive curvature "
-        "(method='ggn')."
+        f"The curvature is {what}. Add damping above {damping:.1e} (state it: damping=...), add "
+        "the l2 the model was trained with, or use a positive curvature (method='ggn')."
     )
 
 

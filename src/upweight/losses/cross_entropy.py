@@ -209,22 +209,33 @@ class CrossEntropy(OutputLoss):
             else (product.movedim(-1, 1))
         )
 
-    def _pick(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        if outputs.dim() != 2 or targets.dim() != 1 or targets.is_floating_point():
-            raise LossError("Logit and margin are defined for outputs [n, classes] and labels [n].")
-        ignored = targets == self.ignore_index
-        picked = outputs.gather(1, torch.where(ignored, 0, targets)[:, None])[:, 0]
-        return picked.masked_fill(ignored, torch.nan)
+    def _known(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs ``[n, *s, c]`` and labels ``[n, *s]``, 0 where ignored."""
+        if targets.is_floating_point():
+            raise LossError("Logit and margin are of a label, and the targets are probabilities.")
+        return self._class_last(outputs, targets), torch.where(
+            targets != self.ignore_index, targets, 0
+        )
+
+    def _mean(self, values: Tensor, targets: Tensor) -> Tensor:
+        """The mean ``[n]`` of values ``[n, *s]`` over positions that count; NaN where none does."""
+        values = values.masked_fill(targets == self.ignore_index, torch.nan)
+        return values.nanmean(tuple(range(1, values.dim()))) if values.dim() > 1 else values
 
     def logit(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """z_y, ``[n]``; NaN where ignored."""
-        return self._pick(outputs, targets)
+        """z_y (mean over positions), ``[n]``; NaN where ignored."""
+        logits, label = self._known(outputs, targets)
+        return self._mean(logits.gather(-1, label[..., None])[..., 0], targets)
 
     def margin(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """z_y − log Σ_{k≠y} exp z_k, the log-odds of the target, ``[n]``; NaN where ignored."""
-        picked = self._pick(outputs, targets)
-        own = torch.arange(outputs.shape[1], device=outputs.device) == targets[:, None]
-        return picked - outputs.masked_fill(own, -torch.inf).logsumexp(1)
+        """z_y − log Σ_{k≠y} exp z_k, the log-odds of the target (mean over positions), ``[n]``.
+
+        NaN where ignored.
+        """
+        logits, label = self._known(outputs, targets)
+        picked = logits.gather(-1, label[..., None])[..., 0]
+        own = torch.arange(logits.shape[-1], device=logits.device) == label[..., None]
+        return self._mean(picked - logits.masked_fill(own, -torch.inf).logsumexp(-1), targets)
 
     def log_probability(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Log softmax(z)_y (mean over positions), without smoothing, ``[n]``."""

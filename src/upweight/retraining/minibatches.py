@@ -47,7 +47,8 @@ class Minibatch:
         width = max(1, int((shares > 0).sum(1).max()))
 
         def pick(leaf: Tensor) -> Tensor:
-            return leaf.unflatten(0, self.shape)[models, :width].flatten(0, 1)
+            rows: Tensor = leaf.unflatten(0, self.shape)[models, :width]
+            return rows.flatten(0, 1)
 
         inputs, targets = (map_leaves(pick, t) for t in (self.batch.inputs, self.batch.targets))
         batch = Batch(inputs, targets, pick(self.batch.positions))

@@ -134,7 +134,8 @@ def update(task: str, wanted: list[Contender], limits: tuple[int, float]) -> Non
             continue
         record = harness.run_contender(task, contender, *limits)
         print(record.get("failed") or f"{record['cpu_s']} CPU s", flush=True)
-        stored["contenders"][contender.name] = record
+        # Another process may have written rows of this task meanwhile.
+        stored["contenders"] = report.read(path).get("contenders", {}) | {contender.name: record}
         report.dump(path, stored)
     outcomes = truths.read(task).complete()
     if len(outcomes.gone) < LEAST:

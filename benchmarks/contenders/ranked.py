@@ -147,12 +147,17 @@ OURS: dict[str, tuple[Contender, ...]] = {
         _row("bm25", "shared characters, rare ones first"),
         _early("ekfac", (2,), 0.01),
         _models("ekfac", 3, 0.01),
-        replace(_models("ekfac", 3, 1e-6, whole=True), name="upweight ekfac whole 1e-06 x 3"),
+        replace(
+            _early("ekfac", (4, 6, 8, 10), 1e-6, whole=True),
+            name="upweight ekfac whole 1e-06 epochs 4 6 8 10",
+        ),
+        replace(_models("ekfac", 5, 1e-6, whole=True), name="upweight ekfac whole 1e-06 x 5"),
     ),
     "resnet9": (
-        *_dampings(1e-6, 1e-5, 0.0001, 0.001, 0.1),
+        *_dampings(1e-5, 0.0001, 0.001, 0.1),
         *_table(0.01),
         _early("ekfac", (2,), 0.01),
-        _models("ekfac", 3, 0.01),
+        replace(_models("ekfac", 5, 1e-5), name="upweight ekfac 1e-05 x 5"),
+        _models("logra", 5, 0.01),
     ),
 }

@@ -20,6 +20,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 import upweight as uw
+from reproduce.copies import Copies
 from reproduce.datasets import mnist
 from reproduce.datasets.digits import HELD_OUT
 from reproduce.drawing import BLUE, GREY, ORANGE, against, panels
@@ -27,7 +28,6 @@ from reproduce.experiment import Claim, Experiment, Findings, Steps, main
 from reproduce.kept import left_out, minibatches, refits, retrained, trained
 from reproduce.network import Network, damped_inverse, gauss_newton, value_and_slope
 from upweight.evaluation import agreement
-from upweight.evaluation.training import Copies
 from upweight.gradients import stacked_measure
 from upweight.risk import Risk
 from upweight.solvers import CG

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reproduce.copies import Copies, kept_shares, train_copies
 from reproduce.experiment import Steps
 from reproduce.network import refitted
-from upweight.evaluation.training import Copies, kept_shares, train_copies
 from upweight.linalg import CholeskyInverse
 from upweight.risk import Risk
 

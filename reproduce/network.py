@@ -5,8 +5,8 @@ from torch import Tensor, nn
 from torch.func import jacrev, vmap
 
 import upweight as uw
+from reproduce.copies import kept_shares
 from upweight.evaluation.descent import descend
-from upweight.evaluation.training import kept_shares
 from upweight.gradients import stacked_gradient
 from upweight.linalg import Cholesky, CholeskyInverse, Dense
 from upweight.risk import Risk

@@ -252,7 +252,9 @@ def test_measures_of_a_sequence_are_means_over_the_positions_that_count(measure)
     asked = getattr(uw.CrossEntropy(), measure)
     flat = asked(z.view(-1, 4), y.view(-1)).view_as(y)
     counted = y != -100
-    wanted = torch.stack([values[known].mean() for values, known in zip(flat, counted, strict=True)])
+    wanted = torch.stack(
+        [values[known].mean() for values, known in zip(flat, counted, strict=True)]
+    )
     for outputs in (z, z.movedim(-1, 1)):
         torch.testing.assert_close(asked(outputs, y), wanted)
     leaf = z.clone().requires_grad_()

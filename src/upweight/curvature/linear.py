@@ -51,11 +51,8 @@ class LinearCurvature(MeanOperator):
             features = form.features(batch.inputs)
             self._parts.append(_Part(features, form.outputs(features), batch.targets, share))
         self.width = self._parts[0].features.shape[1]
-        self._loss = self._output_loss()
-
-    def _output_loss(self) -> OutputLoss:
-        assert isinstance(self.risk.objective.loss, OutputLoss)
-        return self.risk.objective.loss
+        assert isinstance(risk.objective.loss, OutputLoss)
+        self._loss = risk.objective.loss
 
     @property
     def l2(self) -> Tensor:

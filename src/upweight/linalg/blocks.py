@@ -269,20 +269,18 @@ class BlockGradients(Gradients):
     def combine(self, weights: Tensor) -> Tensor:
         """Weights ``[m, n]`` times G; each block in the order that costs least."""
         rows = self.like.new_zeros(len(weights), self.size)
-        for place, (block, terms) in enumerate(zip(self.blocks, self.terms, strict=True)):
-            if not terms:
-                continue
-            # Over m sums, forming G once takes s + m products of matrices for m · s.
-            if len(weights) > 1 and all(t.positions > 1 and not t.indexed for t in terms):
-                block.write(rows, self._formed_sums(place, weights))
-            else:
-                sums = [form([_summed(term, w) for term in terms], block.outputs) for w in weights]
-                block.write(rows, torch.cat(sums))
+        for place, block in enumerate(self.blocks):
+            if self.terms[place]:
+                block.write(rows, self._sums(place, weights))
         return rows
 
-    def _formed_sums(self, place: int, weights: Tensor) -> Tensor:
-        """Σ_n w_mn G_n of one block, ``[m, g, o, i]``, from matrices formed by pieces."""
-        block = self.blocks[place]
+    def _sums(self, place: int, weights: Tensor) -> Tensor:
+        """Σ_n w_mn G_n of one block, ``[m, g, o, i]``."""
+        block, terms = self.blocks[place], self.terms[place]
+        if len(weights) == 1 or any(term.positions == 1 or term.indexed for term in terms):
+            sums = (form([_summed(term, w) for term in terms], block.outputs) for w in weights)
+            return torch.cat(list(sums))
+        # Over m sums, forming every G once takes s + m products of matrices in place of m · s.
         total = self.like.new_zeros(len(weights), block.size)
         for piece in pieces(self.count, block.size * self.like.element_size()):
             formed = self.part(piece).matrices(place).flatten(1)

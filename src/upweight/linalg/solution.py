@@ -116,14 +116,10 @@ def indefinite(values: Tensor) -> str:
     Those of the precision at hand count as positive only above its rounding.
     """
     least, largest = float(values[0]), float(values.abs().max())
-    precision = str(values.dtype).removeprefix("torch.")
     if abs(least) < 1e-10 * largest:
         what, damping = "singular: its smallest eigenvalue is 0 up to rounding", 1e-6 * largest
     elif least > 0:
-        what = (
-            f"singular up to the rounding of {precision}: its eigenvalues go from {least:.1e} to "
-            f"{largest:.1e}"
-        )
+        what = f"singular in {values.dtype}: its eigenvalues go from {least:.1e} to {largest:.1e}"
         damping = torch.finfo(values.dtype).eps * largest
     else:
         what, damping = f"not positive definite: its smallest eigenvalue is {least:.3e}", -least

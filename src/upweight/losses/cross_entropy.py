@@ -68,10 +68,8 @@ class CrossEntropy(OutputLoss):
     def _class_last(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if outputs.dim() == 2 or outputs.shape == targets.shape:
             return outputs
-        last, second = (
-            outputs.shape[:-1] == targets.shape,
-            targets.shape == (outputs.shape[:1] + outputs.shape[2:]),
-        )
+        last = outputs.shape[:-1] == targets.shape
+        second = targets.shape == outputs.shape[:1] + outputs.shape[2:]
         if last and second:
             raise LossError(
                 f"Outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} leave open "
@@ -203,19 +201,14 @@ class CrossEntropy(OutputLoss):
         u = self._class_last(rows, targets)
         share = self._shares(targets, p)
         product = p * (u - (p * u).sum(-1, keepdim=True)) * (share**2)[..., None]
-        return (
-            product
-            if outputs.dim() == 2 or product.shape == outputs.shape
-            else (product.movedim(-1, 1))
-        )
+        return product if product.shape == outputs.shape else product.movedim(-1, 1)
 
     def _known(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs ``[n, *s, c]`` and labels ``[n, *s]``, 0 where ignored."""
+        """Outputs ``[n, *s, c]`` and labels ``[n, *s, 1]``, 0 where ignored."""
         if targets.is_floating_point():
             raise LossError("Logit and margin are of a label, and the targets are probabilities.")
-        return self._class_last(outputs, targets), torch.where(
-            targets != self.ignore_index, targets, 0
-        )
+        label = torch.where(targets != self.ignore_index, targets, 0)[..., None]
+        return self._class_last(outputs, targets), label
 
     def _mean(self, values: Tensor, targets: Tensor) -> Tensor:
         """The mean ``[n]`` of values ``[n, *s]`` over positions that count; NaN where none does."""
@@ -225,7 +218,7 @@ class CrossEntropy(OutputLoss):
     def logit(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """z_y (mean over positions), ``[n]``; NaN where ignored."""
         logits, label = self._known(outputs, targets)
-        return self._mean(logits.gather(-1, label[..., None])[..., 0], targets)
+        return self._mean(logits.gather(-1, label)[..., 0], targets)
 
     def margin(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """z_y − log Σ_{k≠y} exp z_k, the log-odds of the target (mean over positions), ``[n]``.
@@ -233,9 +226,8 @@ class CrossEntropy(OutputLoss):
         NaN where ignored.
         """
         logits, label = self._known(outputs, targets)
-        picked = logits.gather(-1, label[..., None])[..., 0]
-        own = torch.arange(logits.shape[-1], device=logits.device) == label[..., None]
-        return self._mean(picked - logits.masked_fill(own, -torch.inf).logsumexp(-1), targets)
+        others = logits.scatter(-1, label, -torch.inf).logsumexp(-1)
+        return self._mean(logits.gather(-1, label)[..., 0] - others, targets)
 
     def log_probability(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Log softmax(z)_y (mean over positions), without smoothing, ``[n]``."""

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import upweight as uw
-from upweight.evaluation.training import Copies, train_copies
+from reproduce.copies import Copies, train_copies
 from upweight.gradients import stacked
 from upweight.risk import Risk
 

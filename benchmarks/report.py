@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 JUDGEMENTS = ("pearson", "spearman", "relative_error", "worst_query_error")
-PAGES = ("lds.md",)  # made by others, and part of the page of all
+PAGES = ("lds.md", "iterations.md", "retraining.md")  # made by others, and part of the page of all
 USABLE = 0.05  # residual of a reference; one that is further off judges nothing
 HEADER = (
     "| contender | CPU s | x floor | wall s | peak MiB | error | worst query | settings |",

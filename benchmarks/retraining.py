@@ -9,7 +9,7 @@ queries' losses after one training in float64 is written beside (in float32 long
 rounding). What torch imports for its first optimiser is in neither time. The bound is arithmetic
 alone, two operations for every multiply-add of the forward and backward passes over the examples
 that are kept, at the rate of a large float32 product in the same process. Results are written to
-results/retraining.json.
+results/retraining.json and .md, and into docs/benchmarks.md.
 """
 
 import argparse
@@ -26,8 +26,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import upweight as uw
+from benchmarks import report
+from benchmarks.contenders import CONTENDERS
 from benchmarks.datasets import digits
-from benchmarks.harness import RESULTS, _commit, machine
+from benchmarks.harness import DOCS, RESULTS, _commit, machine
 from reproduce.network import Network
 from upweight.retraining import choosing, retrain
 from upweight.retraining.starts import begun
@@ -185,6 +187,39 @@ def measure(task: Task) -> dict[str, Any]:
     }
 
 
+PAGE = """# Many retrainings
+
+Models trained again by `Influence.retrain`, each without some of its examples, against a loop of
+plain torch trainings: the same module, minibatches, criterion and optimiser, one model after the
+other. CPU seconds of one training, on one thread; the bound is the arithmetic of the kept examples'
+forward and backward passes at the rate of a large float32 product. The gap is that of the queries'
+losses after one training both ways in float64.
+
+| models | trained | recipe | CPU s each | torch loop | times faster | x bound | gap | how |
+| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | --- |
+"""
+
+
+def page(measured: Mapping[str, Mapping[str, Any]]) -> str:
+    """One line a task."""
+    lines = []
+    for name, one in measured.items():
+        numbers = (
+            f"{one['cpu_s_each']:.4f} | {one['cpu_s_each_torch_loop']:.4f} | "
+            f"{one['times_faster']:.2f} | {one['times_bound']:.2f} | "
+            f"{one['largest_gap_of_losses_float64']:.0e}"
+        )
+        lines.append(f"| {name} | {one['trials']} | {one['recipe']} | {numbers} | {one['way']} |")
+    places = {
+        f"{one['machine']['cpu']}, {one['machine']['cores']} cores, one thread, torch "
+        f"{one['torch']}, {one['date']}, commit {one['commit']}": None
+        for one in measured.values()
+    }
+    said = "Measured on\n\n" + "\n".join(f"- {place}" for place in places)
+    made = "Made by `python -m benchmarks.retraining`; do not edit."
+    return PAGE + "\n".join(lines) + f"\n\n{said}\n\n{made}\n"
+
+
 def main() -> None:
     """Measure tasks and store each as soon as it is done."""
     parser = argparse.ArgumentParser(description="Retrainings against a loop of plain torch.")
@@ -195,9 +230,11 @@ def main() -> None:
     for name in given.task or TASKS:
         found = measure(TASKS[name])
         print(name, json.dumps(found, indent=1), flush=True)
-        known = json.loads(path.read_text()) if path.exists() else {}
-        known[name] = found
-        path.write_text(json.dumps({k: known[k] for k in TASKS if k in known}, indent=1) + "\n")
+        known = (json.loads(path.read_text()) if path.exists() else {}) | {name: found}
+        known = {key: known[key] for key in TASKS if key in known}
+        path.write_text(json.dumps(known, indent=1) + "\n")
+        path.with_suffix(".md").write_text(page(known))
+        DOCS.write_text(report.docs(RESULTS, tuple(CONTENDERS)))
 
 
 if __name__ == "__main__":

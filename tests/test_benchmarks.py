@@ -12,7 +12,16 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import contenders, harness, networks, reference, report, transformer
+from benchmarks import (
+    contenders,
+    harness,
+    iterations,
+    networks,
+    reference,
+    report,
+    retraining,
+    transformer,
+)
 from benchmarks.contenders import Contender
 
 TRUTH = np.arange(1.0, 13.0).reshape(3, 4)
@@ -194,6 +203,9 @@ def test_docs_have_the_tables_of_the_results():
         made = report.table(report.read(path))
         assert path.with_suffix(".md").read_text() == made
         assert made in page
+    for name, write in (("retraining", retraining.page), ("iterations", iterations.table)):
+        written = (harness.RESULTS / f"{name}.md").read_text()
+        assert written == write(report.read(harness.RESULTS / f"{name}.json"))
 
 
 def test_a_contender_may_restart_the_clock(task, monkeypatch):

@@ -124,6 +124,10 @@ OURS: dict[str, tuple[Contender, ...]] = {
         _tracin((2, 4, 6, 8, 10), 2 * 94 * 0.05),
         _early("ggn_cg", (2,), 0.01, rtol=0.03),
         _early("ggn_cg", (1, 2, 3, 4), 0.01, rtol=0.03),
+        replace(
+            _early("ggn_cg", (1, 2, 3, 4), 0.003, rtol=0.03),
+            name="upweight ggn cg 0.003 epochs 1 2 3 4",
+        ),
         _models("ekfac", 5, 0.001),
         _models("kfac", 5, 0.001, (2,)),
         _models("ggn_cg", 5, 0.01, (2,), rtol=0.03),
@@ -158,6 +162,6 @@ OURS: dict[str, tuple[Contender, ...]] = {
         *_table(0.01),
         _early("ekfac", (2,), 0.01),
         replace(_models("ekfac", 5, 1e-5), name="upweight ekfac 1e-05 x 5"),
-        _models("logra", 5, 0.01),
+        replace(_models("ekfac", 10, 1e-5), name="upweight ekfac 1e-05 x 10"),
     ),
 }

@@ -154,7 +154,8 @@ def _enter(race: _Race, form: type[Slopes]) -> None:
     best = _doubled(race, first, len(race.trials))
     if best.at_once > 1:  # in step with others, which keep as many rows
         for pool in {min(times * best.at_once, len(race.trials)) for times in POOLS}:
-            if pool > best.at_once and race.worth(pool):
+            # A pass works on copies.
+            if pool > best.at_once and race.worth(pool + best.at_once):
                 race.enter(replace(best, pool=pool))
     _doubled(race, replace(first, together=True), common)
 

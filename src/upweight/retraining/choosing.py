@@ -21,14 +21,14 @@ __all__ = ["alone", "chunks", "fastest", "way_of"]
 MOST, GAIN, MISSES = 256, 0.97, 2
 POOLS, FEW = (4, 8), 4
 TIMED, ENOUGH = (1, 12), 0.05
-SECONDS, SHARE = 0.5, 0.05
+SECONDS, SHARE = 0.3, 0.05
 
 
 @final
 class _Race:
     """Candidates against the best so far; what is wrong or slower is out.
 
-    It may take half a second, or a twentieth of what the best so far would take for all trials.
+    It may take 0.3 seconds, or a twentieth of what the best so far would take for all trials.
 
     Args:
         trainer: of the models.

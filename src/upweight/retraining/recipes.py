@@ -1,6 +1,7 @@
 """Retraining by a recipe."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, final
 
 import numpy as np
@@ -136,7 +137,9 @@ class ByRecipe(Run):
         """The same, with all of the data among them, which another way has trained before."""
         seed = int(some.seeds[0])
         again = Trials.whole(some.gone.shape[1], [seed]).then(some)
-        for outcome in self._trained(again, way, np.concatenate([[-1], part])):
+        # In a pool it is not what the others are filled up to.
+        wider = way if way.together else replace(way, pool=way.pool + 1)
+        for outcome in self._trained(again, wider, np.concatenate([[-1], part])):
             if outcome.number >= 0:
                 yield outcome
             elif seed in whole and outcome.measured is not None:

@@ -152,8 +152,8 @@ OURS: dict[str, tuple[Contender, ...]] = {
         _early("ekfac", (2,), 0.01),
         _models("ekfac", 3, 0.01),
         replace(
-            _early("ekfac", (4, 6, 8, 10), 1e-6, whole=True),
-            name="upweight ekfac whole 1e-06 epochs 4 6 8 10",
+            _early("ekfac", (4, 6, 8, 10), 1e-5, whole=True),
+            name="upweight ekfac whole 1e-05 epochs 4 6 8 10",
         ),
         replace(_models("ekfac", 5, 1e-6, whole=True), name="upweight ekfac whole 1e-06 x 5"),
     ),

@@ -18,7 +18,7 @@ def _softmax(outputs: Tensor) -> Tensor:
     """Softmax of rows ``[n, c]``.
 
     Torch's takes the numbers of a row one by one where they do not fill a register; these four
-    passes over all rows take a fifth of its time for ten classes. In half precision they would round.
+    passes over all rows take a fifth of its time for ten classes. Half precision rounds at each.
     """
     if outputs.shape[1] >= FEW or outputs.device.type != "cpu" or outputs.element_size() < 4:
         return outputs.softmax(1)

@@ -376,6 +376,14 @@ def test_more_models_are_in_step_than_in_a_pass_where_that_is_faster(monkeypatch
     assert way.words() == "stacked layers, 4 of 30 at once"
     parts = [part for part in choosing.chunks(trials, way) if len(part) > 1]
     assert [len(part) for part in parts] == [30]
+
+    def exhausted(race: choosing._Race, way: choosing.Way) -> float:
+        if way.pool > 2:
+            raise torch.OutOfMemoryError
+        return 1e-4 / way.pool
+
+    monkeypatch.setattr(choosing._Race, "_seconds", exhausted)
+    assert choosing.fastest(trainer, trials).pool == 2
     monkeypatch.setattr(choosing._Race, "_seconds", lambda race, way: 1e-4 * way.pool / way.at_once)
     assert choosing.fastest(trainer, trials).pool == 1
 

@@ -88,7 +88,10 @@ class _Race:
         """
         if not self._agrees(way):
             return math.inf
-        spent = self._seconds(way)
+        try:
+            spent = self._seconds(way)
+        except RuntimeError:  # out of memory, as torch says it
+            return math.inf
         if spent < GAIN * self.least:
             self.best, self.least = way, spent
         return spent

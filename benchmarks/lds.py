@@ -137,15 +137,15 @@ def update(task: str, wanted: list[Contender], limits: tuple[int, float]) -> Non
         # Another process may have written rows of this task meanwhile.
         stored["contenders"] = report.read(path).get("contenders", {}) | {contender.name: record}
         report.dump(path, stored)
+    known = report.read(path).get("contenders", {})
+    stored["contenders"] = {
+        row.name: known[row.name] | {"note": row.note} for row in rows(task) if row.name in known
+    }
     outcomes = truths.read(task).complete()
     if len(outcomes.gone) < LEAST:
         print(f"{task}: {len(outcomes.gone)} subsets are trained, judged from {LEAST} on")
     else:
         _judge(task, stored, Judge.of(outcomes))
-    known = stored["contenders"]
-    stored["contenders"] = {
-        row.name: known[row.name] | {"note": row.note} for row in rows(task) if row.name in known
-    }
     report.dump(path, stored)
 
 

@@ -47,7 +47,7 @@ class Minibatch:
         width = max(1, int((shares > 0).sum(1).max()))
 
         def pick(leaf: Tensor) -> Tensor:
-            rows: Tensor = leaf.unflatten(0, self.shape)[models, :width]
+            rows: Tensor = leaf.unflatten(0, self.shape)[models.to(leaf.device), :width]
             return rows.flatten(0, 1)
 
         inputs, targets = (map_leaves(pick, t) for t in (self.batch.inputs, self.batch.targets))

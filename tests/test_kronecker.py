@@ -777,15 +777,26 @@ def test_queries_in_pieces_score_as_all_at_once(name, method, monkeypatch):
     assert pieces.provenance.residual.shape == (4,)
 
 
-def test_eigenvalues_beyond_the_precision_say_so():
-    """Positive ones are not called negative, and the damping that is asked for is enough."""
+@pytest.mark.parametrize("share", [1e-6, 1e-8, 1e-9])
+def test_single_precision_resolves_dampings_far_below_the_largest_eigenvalue(share):
+    """The basis is known, so that no direction is divided by another's rounding."""
+    case = next(case for case in CASES if case.name == "mlp")
+    batch = case.risk().at(torch.arange(7))[0]
+    top = max(float(part.values.max()) for part in EKFAC()(case.risk()).blocks)
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        model, x = case.risk().objective.model.to(dtype), batch.inputs[0].to(dtype)
+        front = uw.Influence(
+            Objective(model, "cross_entropy", l2=share * top), (x, batch.targets), method="ekfac"
+        )
+        found.append(front.explain((x, batch.targets)).values)
+    np.testing.assert_allclose(found[1], found[0], rtol=0, atol=1e-5 * np.abs(found[0]).max())
+
+
+def test_eigenvalues_that_are_0_up_to_rounding_are_refused():
     risk = next(case for case in CASES if case.name == "mlp").risk()
-    risk = Risk(Objective(risk.objective.model.float(), "cross_entropy", l2=0.0), risk.data)
-    operator = EKFAC()(risk)
+    objective = Objective(risk.objective.model.float(), "cross_entropy", l2=0.0)
+    operator = EKFAC()(Risk(objective, risk.data))
     top = max(float(part.values.max()) for part in operator.blocks)
-    with pytest.raises(
-        IndefiniteError, match="singular in torch.float32.*Add damping above"
-    ) as refused:
-        Spectral().init(operator + 1e-8 * top)
-    asked = float(str(refused.value).split("above ")[1].split()[0])
-    Spectral().init(operator + 1.1 * (asked + 1e-8 * top))
+    with pytest.raises(IndefiniteError, match="0 up to rounding. Add damping above"):
+        Spectral().init(operator + 1e-12 * top)

@@ -21,7 +21,7 @@ from upweight.linalg.blocks import (
 from upweight.linalg.cost import Cost, Load
 from upweight.linalg.operator import Operator, unshifted
 from upweight.linalg.separable import Separable, separate
-from upweight.linalg.solution import Solution, Status, Value, indefinite
+from upweight.linalg.solution import FLAT, Solution, Status, Value, indefinite
 from upweight.linalg.solver import Inverse, Solver
 from upweight.linalg.values import Gradients, RowValues
 
@@ -200,8 +200,9 @@ class KroneckerInverse(Inverse):
         self.notes = operator.notes
         ends = torch.stack([torch.stack(part.values.aminmax()) for part in operator.blocks])
         least, most = float(ends[:, 0].min()) + shift, float(ends[:, 1].max()) + shift
-        if not least > torch.finfo(self.dtype).eps * most:
-            raise IndefiniteError(indefinite(torch.tensor([least, most], dtype=self.dtype)))
+        # In this basis every direction has its own rounding, whatever the largest eigenvalue.
+        if not least > min(torch.finfo(self.dtype).eps, FLAT) * most:
+            raise IndefiniteError(indefinite(torch.tensor([least, most])))
         self.inverses = [1 / (part.values + shift) for part in operator.blocks]
 
     def _pairs(self) -> list[tuple[Tensor, Eigenblock]]:

@@ -26,6 +26,7 @@ class Status(StrEnum):
     ENDED = "ended as asked"
 
 
+FLAT = 1e-10  # of the largest eigenvalue: nothing, up to rounding
 _REMEDY: dict[Status, tuple[type[UpweightError], str]] = {
     Status.NOT_CONVERGED: (
         NotConvergedError,
@@ -111,21 +112,16 @@ class Solution(Generic[Value]):
 
 
 def indefinite(values: Tensor) -> str:
-    """What to say of a curvature whose eigenvalues ``[p]``, ascending, are not all positive.
-
-    Those of the precision at hand count as positive only above its rounding.
-    """
+    """What to say of a curvature whose eigenvalues ``[p]``, ascending, are not all positive."""
     least, largest = float(values[0]), float(values.abs().max())
-    if abs(least) < 1e-10 * largest:
+    if abs(least) <= FLAT * largest:
         what, damping = "singular: its smallest eigenvalue is 0 up to rounding", 1e-6 * largest
-    elif least > 0:
-        what = f"singular in {values.dtype}: its eigenvalues go from {least:.1e} to {largest:.1e}"
-        damping = torch.finfo(values.dtype).eps * largest
     else:
         what, damping = f"not positive definite: its smallest eigenvalue is {least:.3e}", -least
     return (
-        f"The curvature is {what}. Add damping above {damping:.1e} (state it: damping=...), add "
-        "the l2 the model was trained with, or use a positive curvature (method='ggn')."
+        f"The curvature is {what}. Add damping above {max(damping, 0.0):.1e} (state it: "
+        "damping=...), add the l2 the model was trained with, or use a positive curvature "
+        "(method='ggn')."
     )
 
 

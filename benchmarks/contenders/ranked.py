@@ -162,6 +162,6 @@ OURS: dict[str, tuple[Contender, ...]] = {
         *_table(0.01),
         _early("ekfac", (2,), 0.01),
         replace(_models("ekfac", 5, 1e-5), name="upweight ekfac 1e-05 x 5"),
-        replace(_models("ekfac", 10, 1e-5), name="upweight ekfac 1e-05 x 10"),
+        replace(_early("ekfac", (4, 6, 8, 10), 1e-5), name="upweight ekfac 1e-05 epochs 4 6 8 10"),
     ),
 }

@@ -21,8 +21,9 @@ sizes do not fall. The ceiling is what a perfect prediction of the mean over all
 the rest is the luck of first weights and order.
 
 Rows without "epoch" or "x 5" look at the final weights alone, those that are explained. "epoch 2"
-looks at a checkpoint of the same run instead, "x 5" at the runs of five seeds. Of the peers, some
-were asked at the checkpoint too, and none with five seeds.
+looks at a checkpoint of the same run instead, "epochs 1 2 3 4" at the mean over four, "x 5" at the
+runs of five seeds. Of the peers, some were asked at the checkpoint too, and none at several: none
+averages scores, though a loop around it would.
 
 pearson, spearman, error: of all queries' scores against the Gauss-Newton system solved by conjugate
 gradients to a residual of 0.001, with the λ of the task's score; for the transformer and the

@@ -104,9 +104,9 @@ def _captum(kind: str, note: str, **settings: Any) -> Contender:
     return _peer(name, "captum", "captum", f"{note}; no curvature", kind=kind, **settings)
 
 
-def _trak(note: str = "") -> Contender:
-    said = f"one checkpoint, margins, Gaussian projection{note}"
-    return _peer("trak", "trak", "traker", said, batch=500, dimension=512)
+def _trak(batch: int = 500) -> Contender:
+    said = "one checkpoint, margins, Gaussian projection"
+    return _peer("trak", "trak", "traker", said, batch=batch, dimension=512)
 
 
 _TYPE_2 = "EK-FAC, exact output curvature, damped by the score's λ; torch.func gradients"
@@ -200,7 +200,9 @@ def _early(task: str) -> tuple[Contender, ...]:
     )
 
 
-RANKED = {task: (*ours, *_early(task)) for task, ours in OURS.items()}
+# Peers without a row in the tables of costs.
+_ONLY_RANKED = {"transformer": (_trak(50),), "resnet9": (_trak(100),)}
+RANKED = {task: (*ours, *_early(task), *_ONLY_RANKED.get(task, ())) for task, ours in OURS.items()}
 
 
 def find(task: str, name: str) -> Contender:

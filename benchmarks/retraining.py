@@ -93,7 +93,7 @@ TASKS = {
     "cnn, batches of 2": figure_2(2, 2, 1_000, 240),
     "cnn, batches of 8": figure_2(8, 2, 1_000, 240),
     "cnn, batches of 32": figure_2(32, 2, 1_000, 120),
-    "cnn, batches of 500": figure_2(500, 1, 5_500, 30),
+    "cnn, batches of 500": figure_2(500, 1, 5_500, 100),
 }
 
 

@@ -35,7 +35,7 @@ from upweight.retraining import choosing, retrain
 from upweight.retraining.starts import begun
 from upweight.retraining.together import Trainer
 
-SIDE, LOOPED, L2 = 1024, 3, 1e-3
+SIDE, LOOPED, L2 = 1024, 6, 1e-3
 
 
 def untrained(seed: int) -> Mapping[str, Tensor]:

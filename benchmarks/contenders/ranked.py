@@ -16,6 +16,7 @@ _PACKAGES = ("upweight", "torch", "numpy")
 # Damped by the score's λ, as the rows of CONTENDERS are.
 _CURVED = (
     ("kfac", "K-FAC"),
+    ("kfac_reduce", "K-FAC, positions summed first"),
     ("eshampoo", "eigenvalue-corrected Shampoo"),
     ("diagonal", "diagonal of the Gauss-Newton matrix"),
     ("empirical_ekfac", "EK-FAC of the empirical Fisher matrix"),

@@ -26,8 +26,9 @@ runs of five seeds. Of the peers, some were asked at the checkpoint too, and non
 averages scores, though a loop around it would.
 
 Methods without a row give no scores here: at the perceptron's final weights the Hessian bends down
-(`cg` refuses), and at λ = 0.001 the series of `lissa` and `astra` end at residuals of 9 and 2 and say
-so. On the transformer and the ResNet-9 `ggn_cg` and `arnoldi` take hours for 100 queries.
+(`cg` refuses), and at λ = 0.001 the series of `lissa` and `astra` end at residuals of 9 and 2 and
+say so. On the transformer and the ResNet-9 `ggn_cg` and `arnoldi` are left out: by the products
+they need, 100 queries of `ggn_cg` would take hours there, and `arnoldi` half an hour or more.
 
 pearson, spearman, error: of all queries' scores against the Gauss-Newton system solved by conjugate
 gradients to a residual of 0.001, with the λ of the task's score; for the transformer and the

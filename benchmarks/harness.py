@@ -195,6 +195,11 @@ def done(record: dict[str, Any]) -> bool:
     )
 
 
+def write_docs() -> None:
+    """The page of all results, in the documentation."""
+    DOCS.write_text(report.docs(RESULTS, tuple(CONTENDERS)))
+
+
 def main() -> None:
     """Prepare every task, run, and print the table."""
     parser = argparse.ArgumentParser(description="Run the contenders of benchmark tasks.")
@@ -218,7 +223,7 @@ def main() -> None:
         task.prepare(scratch(name))
         update(task, name, wanted, (given.threads, given.memory_gib))
         print((RESULTS / f"{name}.md").read_text())
-    DOCS.write_text(report.docs(RESULTS, tuple(CONTENDERS)))
+    write_docs()
 
 
 if __name__ == "__main__":

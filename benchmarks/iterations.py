@@ -7,17 +7,17 @@ examples, which is stated: the matrix is that of those examples.
 
 import argparse
 import importlib
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
+from benchmarks import report
 from benchmarks.datasets import scratch
+from benchmarks.harness import RESULTS, write_docs
 from upweight import CG, Data, Kronecker, Objective, memory
 from upweight.bars import progress
 from upweight.curvature import GaussNewton, Leading
@@ -26,7 +26,6 @@ from upweight.linalg import Operator
 from upweight.risk import Risk
 from upweight.solvers import Progress, Rule
 
-RESULTS = Path(__file__).parent / "results"
 RESIDUAL, MOST = 1e-3, 60
 # Task: examples, queries, and the memory budget, which decides how many directions ours has.
 TASKS = {
@@ -115,14 +114,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tasks", nargs="*", default=list(TASKS))
     path = RESULTS / "iterations.json"
-    measured = json.loads(path.read_text()) if path.exists() else {}
+    measured = report.read(path)
     torch.set_num_threads(1)
     for task in parser.parse_args().tasks:
         if task not in measured:
             with progress(False), memory(TASKS[task][2]):
                 measured[task] = measure(task)
-            path.write_text(json.dumps(measured, indent=1) + "\n")
-            (RESULTS / "iterations.md").write_text(table(measured))
+            report.dump(path, measured)
+            path.with_suffix(".md").write_text(table(measured))
+            write_docs()
 
 
 if __name__ == "__main__":

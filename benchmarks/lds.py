@@ -217,7 +217,7 @@ def main() -> None:
         update(task, wanted, (given.threads, given.memory_gib))
     page = harness.RESULTS / "lds.md"
     page.write_text(lds_page.page(harness.RESULTS, TASKS))
-    harness.DOCS.write_text(report.docs(harness.RESULTS, tuple(CONTENDERS)))
+    harness.write_docs()
 
 
 if __name__ == "__main__":

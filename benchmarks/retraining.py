@@ -27,9 +27,8 @@ from torch import Tensor, nn
 
 import upweight as uw
 from benchmarks import report
-from benchmarks.contenders import CONTENDERS
 from benchmarks.datasets import digits
-from benchmarks.harness import DOCS, RESULTS, _commit, machine
+from benchmarks.harness import RESULTS, _commit, machine, write_docs
 from reproduce.network import Network
 from upweight.retraining import choosing, retrain
 from upweight.retraining.starts import begun
@@ -230,11 +229,11 @@ def main() -> None:
     for name in given.task or TASKS:
         found = measure(TASKS[name])
         print(name, json.dumps(found, indent=1), flush=True)
-        known = (json.loads(path.read_text()) if path.exists() else {}) | {name: found}
+        known = report.read(path) | {name: found}
         known = {key: known[key] for key in TASKS if key in known}
-        path.write_text(json.dumps(known, indent=1) + "\n")
+        report.dump(path, known)
         path.with_suffix(".md").write_text(page(known))
-        DOCS.write_text(report.docs(RESULTS, tuple(CONTENDERS)))
+        write_docs()
 
 
 if __name__ == "__main__":

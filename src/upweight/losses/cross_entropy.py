@@ -189,7 +189,7 @@ class CrossEntropy(OutputLoss):
         """√p_k (e_k − p) of every class, for outputs ``[n, c]``."""
         if outputs.dim() != 2:
             return super().columns(outputs, targets)
-        p = torch.softmax(outputs.detach(), 1)
+        p = _softmax(outputs.detach())
         share, eye = self._shares(targets, p), torch.eye(p.shape[1]).to(p)
         return [(share * p[:, k]).sqrt()[:, None] * (eye[k] - p) for k in range(p.shape[1])]
 

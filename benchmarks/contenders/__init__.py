@@ -7,7 +7,7 @@ in the task's sign and scale (or None where there is nothing to compare).
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.contenders.contender import FLOOR, Contender
+from benchmarks.contenders.contender import FLOOR, LONG, Contender
 from benchmarks.contenders.ranked import OURS
 
 __all__ = ["CONTENDERS", "FLOOR", "RANKED", "Contender", "find"]
@@ -58,10 +58,11 @@ def _same_layers(*layers: str) -> Contender:
     return _network("upweight ekfac, their layers", said, layers=list(layers))
 
 
-def _gauss_newton() -> Contender:
+def _gauss_newton(queries: int | None = None) -> Contender:
     """Its solve of the exact matrix that the reference is of."""
     said = "Gauss-Newton, conjugate gradients to a residual of 0.03, preconditioned by long rows"
-    return _network("upweight ggn cg", said, repeats=1, rtol=0.03)
+    row = _network("upweight ggn cg", said, repeats=1, rtol=0.03)
+    return replace(row, queries=queries, limit_s=LONG)
 
 
 def _kronfluence(batch: int, covers: str = "") -> tuple[Contender, ...]:
@@ -153,6 +154,7 @@ CONTENDERS: dict[str, tuple[Contender, ...]] = {
         _network_floor(20),
         *_ekfac(),
         _same_layers("Linear"),
+        _gauss_newton(queries=4),
         *_kronfluence(50, "; Linear layers alone, 94 % of the parameters"),
         _curvlinops_ekfac(
             "curvlinops ekfac", "EK-FAC, one sampled label", fisher="mc", batch=20, chunk=50
@@ -171,6 +173,7 @@ CONTENDERS: dict[str, tuple[Contender, ...]] = {
         _network_floor(50),
         *_ekfac(),
         _same_layers("Linear", "Conv2d"),
+        _gauss_newton(),
         *_kronfluence(100, "; all but the 0.5 % of the parameters in norms"),
         _curvlinops_ekfac(
             "curvlinops ekfac mc",

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
-__all__ = ["FLOOR", "Contender"]
+__all__ = ["FLOOR", "LONG", "Contender"]
 
 FLOOR = "floor"
+LONG = 7200.0  # seconds that methods of many passes may take on large networks
 
 
 @final

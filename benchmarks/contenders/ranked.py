@@ -7,7 +7,7 @@ longer.
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.contenders.contender import Contender
+from benchmarks.contenders.contender import LONG, Contender
 
 __all__ = ["OURS"]
 
@@ -49,7 +49,7 @@ _SIMILAR = (
 def _row(method: str, note: str, suffix: str = "", **settings: Any) -> Contender:
     name = f"upweight {method.replace('_', ' ')}{suffix}"
     given = {"method": method, **settings}
-    return Contender(name, "upweight_method", given, note, packages=_PACKAGES)
+    return Contender(name, "upweight_method", given, note, packages=_PACKAGES, limit_s=LONG)
 
 
 def _table(damping: float, without: tuple[str, ...] = ()) -> tuple[Contender, ...]:

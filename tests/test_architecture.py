@@ -20,7 +20,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 LAYERS = [
     {"errors"},
     {"packages", "bars", "fingerprints", "sources", "budget", "noise"},
-    {"tables", "probes", "parameters", "precision", "states"},
+    {"tables", "probes", "parameters", "precision", "states", "refusals"},
     {"store", "data", "losses", "kernels", "report", "reference"},
     {"objective"},
     {"risk", "meaning", "guard", "sinks"},

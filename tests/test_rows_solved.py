@@ -13,7 +13,8 @@ import upweight as uw
 from tests.cases import CASES, as_reference, small_network, small_rows
 from tests.test_solvers import mean_of, spd
 from upweight import reference
-from upweight.curvature import CURVATURES, EKFAC, Draws, Labels, curvature, ridge
+from upweight.curvature import CURVATURES, EKFAC, KFAC, Draws, GaussNewton, Labels, curvature, ridge
+from upweight.curvature.moments import Axes, Gradient
 from upweight.errors import IndefiniteError, InputError, NonFiniteError, NotConvergedError
 from upweight.gradients import TrainingGradients, risk_layout
 from upweight.linalg import Dense, Identity, Status
@@ -416,6 +417,27 @@ def test_the_series_takes_the_steps_it_says(name, maker, tail):
     close(solution.value, wanted)
     missing = v - wanted @ (operator.to_dense() + shift * eye(p))
     close(solution.residual, missing.norm(dim=1) / v.norm(dim=1))
+
+
+@pytest.mark.parametrize(
+    "fit", [EKFAC(slopes=Labels()), EKFAC(Axes), EKFAC(Gradient), KFAC()], ids=repr
+)
+@pytest.mark.parametrize("name", ["mlp", "convolution", "padded transformer"])
+def test_a_product_in_a_basis_is_the_turned_product(name, fit):
+    risk = named(name, l2={"*weight": 0.1, "*": 0.02})
+    plain, basis = GaussNewton(risk), fit(risk)
+    turned = GaussNewton(risk, basis)
+    p, places = plain.size, torch.tensor([[3, 1, 3]])
+    axes = basis.turn(eye(p))  # a row for each parameter, a column for each coordinate
+    close(axes @ axes.T, eye(p))
+    close(basis.back(basis.turn(draw(2, p))), draw(2, p))
+    for rows in (draw(1, p), draw(40, p)):  # by autograd, and by factors
+        meant = rows @ axes.T
+        close(turned.apply(rows), plain.apply(meant) @ axes)
+        some, few = (each.restrict(places[0, :2]) for each in (turned, plain))
+        close(some.apply(rows), few.apply(meant) @ axes)
+        drawn = plain.apply_sampled(meant[None], places)[0]
+        close(turned.apply_sampled(rows[None], places)[0], drawn @ axes)
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)

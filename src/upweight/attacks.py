@@ -22,7 +22,7 @@ from upweight.evaluation import Edit, refit
 from upweight.front import Influence
 from upweight.gradients import mixed_derivative, stacked_gradient
 from upweight.linalg import Cholesky, Inverse
-from upweight.objective import refuse_train_mode
+from upweight.refusals import refuse_train_mode
 from upweight.risk import Risk
 from upweight.tables import Table
 

@@ -8,8 +8,9 @@ from torch import nn
 
 from upweight.errors import InputError, ModelError
 from upweight.fingerprints import fingerprint
-from upweight.objective import Objective, refuse_train_mode
+from upweight.objective import Objective
 from upweight.precision import Precision, full_precision
+from upweight.refusals import refuse_train_mode
 
 __all__ = ["Guard"]
 

@@ -15,7 +15,8 @@ from upweight.data import Data
 from upweight.errors import InputError, NotConvergedError
 from upweight.evaluation import Edit, agreement, refit
 from upweight.linalg import Cholesky
-from upweight.objective import Objective, refuse_train_mode
+from upweight.objective import Objective
+from upweight.refusals import refuse_train_mode
 from upweight.retraining.runs import Asked
 from upweight.risk import Risk
 from upweight.scores import Scores

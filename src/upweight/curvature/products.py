@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
+from copy import copy
 from functools import cached_property
 from typing import Any, final
 
@@ -23,7 +24,7 @@ from upweight.gradients import (
     push_forward,
     risk_layout,
 )
-from upweight.linalg import MeanOperator
+from upweight.linalg import KroneckerEigen, MeanOperator
 from upweight.linalg.rows import rows_of
 from upweight.objective import Objective
 from upweight.risk import Risk
@@ -48,7 +49,6 @@ class _RiskCurvature(MeanOperator):
         self.size, self.dtype, self.device = space.size, space.dtype, space.device
 
     @property
-    @final
     def l2(self) -> Tensor:
         """The objective's."""
         return self.risk.objective.l2
@@ -61,7 +61,7 @@ class _RiskCurvature(MeanOperator):
     def apply(self, rows: Tensor) -> Tensor:
         """One pass over the data for all rows."""
         rows = rows.to(self.dtype)
-        total = rows * self.risk.objective.l2
+        total = rows * self.l2
         with math_attention():
             for batch, share in self.risk.batches():
                 self._add(batch, share, rows, total)
@@ -75,7 +75,7 @@ class _RiskCurvature(MeanOperator):
     def apply_sampled(self, rows: Tensor, positions: Tensor) -> Tensor:
         """Each group of rows times the curvature of its own examples."""
         scale = self.count / positions.shape[1]
-        total = rows * self.risk.objective.l2
+        total = rows * self.l2
         with math_attention():
             for group, where in enumerate(positions):
                 batch, share = self.risk.at(where)
@@ -85,7 +85,10 @@ class _RiskCurvature(MeanOperator):
     @final
     def restrict(self, positions: Tensor) -> "_RiskCurvature":
         """The same curvature over some of the examples."""
-        return type(self)(Risk(self.risk.objective, self.risk.data.take(positions)))
+        part = copy(self)
+        part.risk = Risk(self.risk.objective, self.risk.data.take(positions))
+        part.count = len(part.risk.data)
+        return part
 
 
 def _at(objective: Objective, batch: Batch) -> tuple[Callable[[Tensor], Any], Tensor]:
@@ -123,7 +126,20 @@ class GaussNewton(_RiskCurvature):
 
     Args:
         risk: the objective and its data.
+        basis: Q of a curvature, in whose coordinates rows are: the product is then one with QᵀGQ.
     """
+
+    def __init__(self, risk: Risk, basis: KroneckerEigen | None = None) -> None:
+        super().__init__(risk)
+        self.basis = basis
+
+    @property
+    def l2(self) -> Tensor:
+        """The objective's: alike in a block, it is the same in any basis of that."""
+        l2 = self.risk.objective.l2
+        if self.basis is None:
+            return l2
+        return torch.cat([l2[p.block.weight].expand(p.block.size) for p in self.basis.blocks])
 
     def _add(self, batch: Batch, share: Tensor, rows: Tensor, total: Tensor) -> None:
         """By the layers' factors where that is cheaper, otherwise by both modes of autograd.
@@ -134,13 +150,32 @@ class GaussNewton(_RiskCurvature):
         layout = self._layout
         columns = None if layout.general else self._columns(batch)
         if columns is None or columns > PASSES * len(rows):
-            super()._add(batch, share, rows, total)
+            product = self.product(batch, share)
+            basis = self.basis
+            total += basis.turn(product(basis.back(rows))) if basis else product(rows)
             return
         # The factors of all columns are there at once.
         size = max(1, budget() // 4 // (max(layout.row_bytes // 2, 1) * (columns + 1)))
         for start in range(0, len(batch), size):
             some = slice(start, start + size)
-            _add_by_factors(self.risk.objective, batch.part(some), share[some], (rows, total))
+            self._add_by_factors(batch.part(some), share[some], rows, total)
+
+    def _add_by_factors(self, batch: Batch, share: Tensor, rows: Tensor, total: Tensor) -> None:
+        """Add Σ_ib share_i v vᵀ times rows, v = J_iᵀ b of examples i and columns b."""
+        seen = observe(self.risk.objective, batch)
+        found = [gradients for gradients, _ in Columns().gradients(seen)]
+        blocks, columns = found[0].blocks, zip(*(one.terms for one in found), strict=True)
+        parts = [rows_of(block, terms) for block, terms in zip(blocks, columns, strict=True)]
+        if self.basis is not None:
+            turned = zip(parts, self.basis.blocks, strict=True)
+            parts = [part and part.turned(basis) for part, basis in turned]
+            blocks = self.basis.coordinates
+        known = [(block, part) for block, part in zip(blocks, parts, strict=True) if part]
+        weights = sum(part.dot(*block.views(rows)) for block, part in known)
+        assert isinstance(weights, Tensor)
+        weights *= share.repeat_interleave(len(found))[:, None]
+        for block, part in known:
+            part.add(weights.T, *block.views(total))
 
     @cached_property
     def _layout(self) -> Layout:
@@ -184,22 +219,6 @@ class GaussNewton(_RiskCurvature):
             return product
 
         return lambda rows: map_rows(single, rows)
-
-
-def _add_by_factors(
-    objective: Objective, batch: Batch, share: Tensor, product: tuple[Tensor, Tensor]
-) -> None:
-    """Add Σ_ib share_i v vᵀ times rows to a total, v = J_iᵀ b of examples i and columns b."""
-    rows, total = product
-    found = [gradients for gradients, _ in Columns().gradients(observe(objective, batch))]
-    columns = zip(*(one.terms for one in found), strict=True)
-    parts = [(block, rows_of(block, c)) for block, c in zip(found[0].blocks, columns, strict=True)]
-    known = [(block, part) for block, part in parts if part is not None]
-    weights = sum(part.dot(*block.views(rows)) for block, part in known)
-    assert isinstance(weights, Tensor)
-    weights *= share.repeat_interleave(len(found))[:, None]
-    for block, part in known:
-        part.add(weights.T, *block.views(total))
 
 
 @final

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, final
 
 import torch
@@ -80,6 +81,11 @@ class Eigenblock:
         turned = turned if self.right is None else (self.right @ turned.mT).mT
         return turned.reshape(-1, *self.block.shape) if self.flat else turned
 
+    def coordinates(self, start: int) -> Block:
+        """Where turned matrices stand in a row, from a place on."""
+        g, o, i = self.values.shape
+        return Block(self.block.name, g, o, i, start)
+
     def turned_factors(self, term: Outer) -> tuple[Tensor, Tensor]:
         """Factors in the basis, ``[g, n, s, o]`` and ``[g, n, s, i]``."""
         if self.flat:
@@ -115,6 +121,9 @@ class KroneckerEigen(Operator):
         notes: what a reader of results must know.
         mass: total weight of the examples it was fitted on.
 
+    Attributes:
+        coordinates: where a row's coordinates in the basis stand, block after block.
+
     Example:
         >>> block = Eigenblock(Block("w", 1, 1, 2, 0), None, None, torch.tensor([[[2.0, 4.0]]]))
         >>> KroneckerEigen([block], 2) @ torch.ones(2)
@@ -131,19 +140,32 @@ class KroneckerEigen(Operator):
     ) -> None:
         self.blocks, self.size, self.notes, self.mass = tuple(blocks), size, notes, mass
         self.dtype, self.device = self.blocks[0].values.dtype, self.blocks[0].values.device
+        starts = accumulate((part.values.numel() for part in self.blocks), initial=0)
+        places = zip(self.blocks, starts, strict=False)
+        self.coordinates = tuple(part.coordinates(start) for part, start in places)
 
     def trace(self) -> float:
         """The sum of all Λ."""
         return sum(float(part.values.sum()) for part in self.blocks)
 
+    def turn(self, rows: Tensor) -> Tensor:
+        """Coordinates ``[m, p]`` of rows in the basis, where ``coordinates`` says."""
+        out = torch.empty_like(rows)
+        for part, place in zip(self.blocks, self.coordinates, strict=True):
+            place.write(out, part.turn(part.block.read(rows)))
+        return out
+
+    def back(self, rows: Tensor) -> Tensor:
+        """The rows ``[m, p]`` with such coordinates."""
+        out = torch.empty_like(rows)
+        for part, place in zip(self.blocks, self.coordinates, strict=True):
+            part.block.write(out, part.back(place.read(rows)))
+        return out
+
     def apply(self, rows: Tensor) -> Tensor:
         """Turn, scale, turn back."""
-        rows = rows.to(self.dtype)
-        out = torch.zeros_like(rows)
-        for part in self.blocks:
-            block = part.block
-            block.write(out, part.back(part.turn(block.read(rows)) * part.values))
-        return out
+        values = torch.cat([part.values.flatten() for part in self.blocks])
+        return self.back(self.turn(rows.to(self.dtype)).mul_(values))
 
 
 @final
@@ -204,6 +226,7 @@ class KroneckerInverse(Inverse):
         if not least > min(torch.finfo(self.dtype).eps, FLAT) * most:
             raise IndefiniteError(indefinite(torch.tensor([least, most])))
         self.inverses = [1 / (part.values + shift) for part in operator.blocks]
+        self.scales = torch.cat([inverse.flatten() for inverse in self.inverses])
 
     def _pairs(self) -> list[tuple[Tensor, Eigenblock]]:
         return list(zip(self.inverses, self.operator.blocks, strict=True))
@@ -214,18 +237,13 @@ class KroneckerInverse(Inverse):
 
     def solve(self, rows: Tensor) -> Solution[Tensor]:
         """Turn, divide, turn back: exact for this curvature."""
-        rows = rows.to(self.dtype)
-        out = torch.zeros_like(rows)
-        for inverse, part in self._pairs():
-            part.block.write(out, part.back(part.turn(part.block.read(rows)) * inverse))
-        return _solved(out, rows.new_zeros(len(rows)))
+        turned = self.operator.turn(rows.to(self.dtype))
+        value = self.operator.back(turned.mul_(self.scales))
+        return _solved(value, value.new_zeros(len(rows)))
 
     def quadratic(self, rows: Tensor) -> Tensor:
         """Σ (Q b)² / (Λ + λ) of every row."""
-        total = rows.new_zeros(len(rows))
-        for inverse, part in self._pairs():
-            total += part.turn(part.block.read(rows)).square().flatten(1) @ inverse.flatten()
-        return total
+        return self.operator.turn(rows).square() @ self.scales
 
     def self_products(self, gradients: Gradients) -> Tensor:
         """The same from outer products, formed only where an example has many."""

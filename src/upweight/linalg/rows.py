@@ -10,6 +10,7 @@ from torch import Tensor
 
 from upweight.linalg.block import Block
 from upweight.linalg.blocks import Outer, form, pieces
+from upweight.linalg.kronecker import Eigenblock
 
 __all__ = ["FormedRows", "ProductRows", "RowPart", "rows_of"]
 
@@ -36,6 +37,10 @@ class RowPart(ABC):
     @abstractmethod
     def bytes(self) -> int:
         """Memory of the rows."""
+
+    @abstractmethod
+    def turned(self, basis: Eigenblock) -> "RowPart":
+        """The matrices in a basis, with the column of a bias among the others."""
 
     @abstractmethod
     def joined(self, others: Sequence[Any]) -> "RowPart":
@@ -76,6 +81,11 @@ class FormedRows(RowPart):
     def bytes(self) -> int:
         """Of the matrices."""
         return self.matrices.nbytes + (0 if self.last is None else self.last.nbytes)
+
+    def turned(self, basis: Eigenblock) -> "FormedRows":
+        """Turned as they are."""
+        last = [] if self.last is None else [self.last[..., None]]
+        return FormedRows(basis.turn(torch.cat([self.matrices, *last], 3)))
 
     def joined(self, others: Sequence["FormedRows"]) -> "FormedRows":
         """One below the other."""
@@ -142,6 +152,16 @@ class ProductRows(RowPart):
     def bytes(self) -> int:
         """Of the factors."""
         return self.left.nbytes + self.right.nbytes
+
+    def turned(self, basis: Eigenblock) -> RowPart:
+        """Both factors; the matrices where the basis is one of vectors."""
+        (n, c, o), right = self.left.shape, self.right[None, :, None]
+        term = Outer(self.left.view(1, n * c, 1, o), right, self.ones)
+        if basis.flat:
+            each = replace(term, right=right.repeat_interleave(c, 1))
+            return FormedRows(basis.turn(form([each], o)))
+        left = basis.turned_left(term).view(n, c, -1)
+        return ProductRows(left, basis.turned_right(term)[0, :, 0], ones=False)
 
     def joined(self, others: Sequence["ProductRows"]) -> "ProductRows":
         """One below the other."""

@@ -174,8 +174,38 @@ class MeanSquaredError(ElementwiseLoss):
         return rows * (2 / _count(outputs))
 
 
+class SignedLoss(ElementwiseLoss):
+    """A loss of the margin y z alone, for labels −1 and +1 and a single output."""
+
+    @final
+    def check(self, outputs: Tensor, targets: Tensor) -> None:
+        """Raise LossError for labels other than −1 and +1."""
+        y = _like(targets, outputs, self.name)
+        wrong = y.abs() != 1
+        if bool(wrong.any()):
+            raise LossError(
+                f"{self.name} expects labels −1 and +1, got {float(y[wrong][0]):g}. Map 0/1 to "
+                "2·y − 1."
+            )
+
+    @final
+    def logit(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The margin."""
+        return self.margin(outputs, targets)
+
+    @final
+    def margin(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Y z, ``[n]``."""
+        return _single(_like(targets, outputs, self.name) * outputs)
+
+    @final
+    def predict(self, outputs: Tensor) -> Tensor | None:
+        """The sign of the output."""
+        return _single(outputs).sign().long()
+
+
 @final
-class Hinge(ElementwiseLoss):
+class Hinge(SignedLoss):
     """Hinge loss max(0, 1 − y z) for labels −1 and +1; its curvature is zero.
 
     Example:
@@ -190,10 +220,6 @@ class Hinge(ElementwiseLoss):
         """Losses ``[n]``."""
         return torch.relu(1 - self.margin(outputs, targets))
 
-    def check(self, outputs: Tensor, targets: Tensor) -> None:
-        """Raise LossError for labels other than −1 and +1."""
-        _check_signs(outputs, targets, self.name)
-
     def residual(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """−y where the margin is below 1, else 0."""
         y = _like(targets, outputs, self.name)
@@ -204,21 +230,9 @@ class Hinge(ElementwiseLoss):
         del targets
         return torch.zeros_like(outputs)
 
-    def logit(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The margin."""
-        return self.margin(outputs, targets)
-
-    def margin(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Y z, ``[n]``."""
-        return _single(_like(targets, outputs, self.name) * outputs)
-
-    def predict(self, outputs: Tensor) -> Tensor | None:
-        """The sign of the output."""
-        return _single(outputs).sign().long()
-
 
 @final
-class SmoothHinge(ElementwiseLoss):
+class SmoothHinge(SignedLoss):
     """Smooth hinge t·log(1 + exp((1 − y z)/t)) for labels −1 and +1 (Koh & Liang, 2017).
 
     Args:
@@ -242,10 +256,6 @@ class SmoothHinge(ElementwiseLoss):
         t = self.temperature
         return t * F.softplus((1 - self.margin(outputs, targets)) / t)
 
-    def check(self, outputs: Tensor, targets: Tensor) -> None:
-        """Raise LossError for labels other than −1 and +1."""
-        _check_signs(outputs, targets, self.name)
-
     def residual(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """−y σ((1 − y z)/t)."""
         y = _like(targets, outputs, self.name)
@@ -255,24 +265,3 @@ class SmoothHinge(ElementwiseLoss):
         """σ(u) σ(−u)/t, with u = (1 − y z)/t."""
         u = (1 - _like(targets, outputs, self.name) * outputs) / self.temperature
         return torch.sigmoid(u) * torch.sigmoid(-u) / self.temperature
-
-    def logit(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The margin."""
-        return self.margin(outputs, targets)
-
-    def margin(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Y z, ``[n]``."""
-        return _single(_like(targets, outputs, self.name) * outputs)
-
-    def predict(self, outputs: Tensor) -> Tensor | None:
-        """The sign of the output."""
-        return _single(outputs).sign().long()
-
-
-def _check_signs(outputs: Tensor, targets: Tensor, name: str) -> None:
-    y = _like(targets, outputs, name)
-    wrong = y.abs() != 1
-    if bool(wrong.any()):
-        raise LossError(
-            f"{name} expects labels −1 and +1, got {float(y[wrong][0]):g}. Map 0/1 to 2·y − 1."
-        )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from upweight.bars import track
 from upweight.errors import InputError
-from upweight.objective import refuse_train_mode
+from upweight.refusals import refuse_train_mode
 from upweight.retraining.runs import Asked, Outcome, Run, distance
 from upweight.retraining.trials import Trials
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from upweight.errors import LossError, ModelError
-from upweight.objective import Objective, refuse_train_mode
+from upweight.objective import Objective
+from upweight.refusals import refuse_train_mode
 from upweight.retraining.minibatches import Minibatches, Rows
 from upweight.retraining.slopes import Parts, Single, Slopes
 from upweight.retraining.starts import begun

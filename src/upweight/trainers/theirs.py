@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
 from upweight.errors import DataError, LossError, ModelError, NonFiniteError, UpweightError
-from upweight.objective import refuse_train_mode
 from upweight.parameters import ParameterSpace
+from upweight.refusals import refuse_train_mode
 from upweight.risk import Risk
 from upweight.sources import leaves, map_leaves
 from upweight.trainers.untouched import untouched

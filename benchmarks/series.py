@@ -23,7 +23,7 @@ from upweight.risk import Risk
 
 L2, QUERIES, TRAIN = 1e-3, 4, 1_000
 PASSES = (5, 10, 20, 40)
-SERIES = LiSSA(repeats=2, batch_size=64, max_error=1e9, max_residual=1e9)
+SERIES = LiSSA(repeats=1, batch_size=128, max_error=1e9, max_residual=1e9)
 
 
 class Transformer(nn.Module):

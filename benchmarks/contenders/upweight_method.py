@@ -18,6 +18,7 @@ def run(
     method: str,
     damping: float | None = None,
     rtol: float | None = None,
+    series: Sequence[int] = (),
     epochs: Sequence[int] = (),
     models: int = 1,
     whole: bool = False,
@@ -31,6 +32,7 @@ def run(
         damping: λ in all, the task's L2 included, or less than that; None for the L2 alone, and for
             what has no λ.
         rtol: where an iterative solver stops; None for its own.
+        series: steps, repeats and batch of a random series; none for its own.
         epochs: at the checkpoints after so many of the training; at its end without any.
         whole: whether EK-FAC is fitted on all examples, and not on as many as its moments need.
         models: runs of the recipe, each with another seed; those beside the first are timed.
@@ -38,6 +40,10 @@ def run(
     asked: Any = METHODS[method]
     if rtol is not None:
         asked = replace(asked, solver=replace(asked.solver, rtol=rtol))
+    if series:
+        depth, repeats, batch = series
+        solver = replace(asked.solver, depth=depth, repeats=repeats, batch_size=batch)
+        asked = replace(asked, solver=solver)
     if whole:
         asked = replace(asked, curvature=EKFAC())
     ends = epochs or (None,)

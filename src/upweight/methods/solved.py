@@ -15,7 +15,7 @@ _DENSE = "p products (closed form for linear models), p³/3 operations, 16 p² b
 _ITERATED = "about 10 products of all queries, 5 q p numbers and a preconditioner"
 _MINIMUM = "the model minimises the stated objective"
 # Fewer, larger steps than a series without preconditioner needs.
-_ASTRA = LiSSA(depth=200, repeats=2, batch_size=64, preconditioner=Kronecker())
+_ASTRA = LiSSA(depth=200, repeats=1, batch_size=512, preconditioner=Kronecker())
 
 ROWS = (
     Method(
@@ -123,7 +123,7 @@ ROWS = (
         assumes="outputs bend little around the parameters, and a series long enough",
         when="more accuracy than ekfac where the data are too many for whole passes; ggn_cg "
         "otherwise",
-        cost="that of ekfac, products of 25,600 examples with each query, 10 q p numbers",
+        cost="that of ekfac, products of 102,400 examples with each query, 8 q p numbers",
     ),
     Method(
         "datainf",

@@ -23,6 +23,7 @@ LAYERS = [
     {"tables", "probes", "parameters", "precision", "states", "refusals"},
     {"store", "data", "losses", "kernels", "report", "reference"},
     {"objective"},
+    {"checks"},
     {"risk", "meaning", "guard", "sinks"},
     {"linalg"},
     {"keepers"},

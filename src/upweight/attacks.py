@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from upweight.bars import track
+from upweight.checks import probe
 from upweight.curvature import curvature
 from upweight.data import Batch, Data
 from upweight.engine import query_rows
@@ -163,7 +164,7 @@ class _Bench:
             )
         here, _ = self.risk.at(positions)
         queries = Data.of(attempt.queries)
-        self.objective.probe(queries, role="queries")
+        probe(self.objective, queries, role="queries")
         start = self.objective.space.row()
         batch = self.objective.place(queries.rows())
         return _Trial(attempt, positions, here.targets, batch, attempt.inputs.detach(), start)

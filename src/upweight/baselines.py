@@ -5,11 +5,12 @@ from torch import Tensor
 
 from upweight.bars import track
 from upweight.budget import in_steps
+from upweight.checks import require_finite
 from upweight.data import Data
 from upweight.gradients import batch_rows
 from upweight.meaning import Meaning
 from upweight.methods import Baseline
-from upweight.objective import Measure, require_finite
+from upweight.objective import Measure
 from upweight.risk import Risk
 from upweight.sinks import MatrixSink
 

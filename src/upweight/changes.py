@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from upweight.answers import WhatIf
+from upweight.checks import probe
 from upweight.data import Data
 from upweight.errors import DataError
 from upweight.gradients import per_example
@@ -79,7 +80,7 @@ def _weighed(risk: Risk, data: Data, rows: Tensor, own: Tensor) -> Tensor:
         own: their sample weights ``[m]``.
     """
     objective = risk.objective
-    objective.probe(data, role="changed examples")
+    probe(objective, data, role="changed examples")
     batch = objective.place(data.rows())
     objective.loss.check(objective.outputs(objective.space.values(), batch), batch.targets)
     said = objective.loss.weights(batch.targets)

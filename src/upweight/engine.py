@@ -11,6 +11,7 @@ from torch import Tensor
 
 from upweight.bars import track
 from upweight.budget import budget
+from upweight.checks import probe, require_finite
 from upweight.data import Batch, Data
 from upweight.errors import NonFiniteError, NotConvergedError
 from upweight.gradients import (
@@ -23,7 +24,7 @@ from upweight.gradients import (
 )
 from upweight.linalg import Gradients, Inverse, Pieces, RowValues
 from upweight.meaning import removal_gradient_row, removal_score
-from upweight.objective import Measure, Objective, require_finite
+from upweight.objective import Measure, Objective
 from upweight.risk import DEFAULT_BATCH, Risk, checked_targets
 from upweight.sinks import Sink, widened
 
@@ -84,7 +85,7 @@ def query_batches(objective: Objective, queries: Data, measure: Measure) -> Iter
     Raises:
         LossError, NonFiniteError: the measure is not per example, or not finite.
     """
-    objective.probe(queries, measure, role="queries")
+    probe(objective, queries, measure, role="queries")
     batches = queries.batches(queries.batch_size or DEFAULT_BATCH)
     if measure == "loss":
         batches = (batch for batch, _ in checked_targets(objective, queries, DEFAULT_BATCH))

@@ -9,25 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from upweight.data import Batch, Data
-from upweight.errors import (
-    DataError,
-    InputError,
-    LossError,
-    ModelError,
-    NonFiniteError,
-    UpweightError,
-)
-from upweight.losses import CrossEntropy, CustomLoss, Loss, resolve
+from upweight.data import Batch
+from upweight.errors import InputError, LossError, ModelError
+from upweight.losses import CustomLoss, Loss, resolve
 from upweight.parameters import ParameterSpace, Select, Selection
 from upweight.precision import Precision, uncompiled
 from upweight.refusals import (
     refuse_renormalising,
     refuse_train_mode,
     refused_checkpoints,
-    unchanging,
 )
-from upweight.sources import leaves
 
 __all__ = ["MEASURES", "Measure", "Objective", "Removal"]
 
@@ -230,85 +221,6 @@ class Objective:
         asked: Callable[[Any, Any], Tensor] = getattr(self.loss, check_measure(measure))
         return asked
 
-    def _try(self, batch: Batch, measure: Measure, role: str) -> Any:
-        """The measure of a batch, with a clear word when the model cannot take it."""
-        params = self.space.values()
-        try:
-            with unchanging(self.model):
-                outputs = self.outputs(params, batch)
-            self.loss.check(outputs, batch.targets)
-            _refuse_unshifted(self.loss, batch)
-            return self.measured(measure)(params, batch)
-        except UpweightError:
-            raise
-        except Exception as error:
-            found = [f"{leaf.dtype} {tuple(leaf.shape)}" for leaf in leaves(batch.inputs)]
-            raise DataError(
-                f"The {role} cannot be run through the model and the loss: {error}. A batch of "
-                f"inputs is {', '.join(found)}; give the model what it was trained on, with "
-                "targets."
-            ) from error
-
-    def probe(self, data: Data, measure: Measure = "loss", *, role: str = "data") -> None:
-        """Check on a few rows that the measure is per example, finite, certain and uncoupled.
-
-        Args:
-            data: examples.
-            measure: what is asked of them.
-            role: what to call them in a message.
-
-        Raises:
-            DataError: the model or the loss cannot be run on them.
-            LossError: not of shape ``[n]``, or rows that influence each other's values.
-            ModelError: two evaluations differ.
-            NonFiniteError: NaN or infinity.
-        """
-        batch = self.place(data.rows(0, min(4, len(data))))
-        rows = range(len(batch))
-        function, params = self.measured(measure), self.space.values()
-        with torch.no_grad():
-            whole = self._try(batch, measure, role)
-            label = "loss" if measure == "loss" else "measure"
-            if not isinstance(whole, Tensor) or whole.shape != (len(rows),):
-                shape = tuple(whole.shape) if isinstance(whole, Tensor) else type(whole).__name__
-                raise LossError(
-                    f"The {label} must give one number per example, shape [{len(rows)}] for "
-                    f"{len(rows)} rows; got {shape}. Use reduction='none' and average over "
-                    "everything but the first axis."
-                )
-            require_finite(whole, f"The {label}", batch)
-            if not torch.equal(whole, function(params, batch)):
-                raise ModelError(
-                    "Two evaluations of the same rows differ. Call model.eval(), and seed or "
-                    "remove randomness in the model and the loss."
-                )
-            parts = [function(params, batch.part(slice(i, i + 1))) for i in range(len(rows))]
-        low = self.autocast is not None or whole.dtype in (torch.bfloat16, torch.float16)
-        tolerance = 1e-2 if low else 1e-4
-        size = tolerance * float(whole.abs().max())
-        if not torch.allclose(whole, torch.cat(parts), rtol=tolerance, atol=size):
-            raise LossError(
-                f"The {label} of an example changes with the other examples of its batch (batch "
-                "normalisation in train mode, or a loss that couples rows). Influence needs one "
-                "number per example that depends on that example alone."
-            )
-
-
-def _refuse_unshifted(loss: Loss, batch: Batch) -> None:
-    """Labels that repeat an input are a language model's, to be shifted by its own loss."""
-    if not isinstance(loss, CrossEntropy) or not isinstance(batch.inputs, dict):
-        return
-    for name, value in batch.inputs.items():
-        if not isinstance(value, Tensor) or value.shape != batch.targets.shape or value.dim() < 2:
-            continue
-        counted = batch.targets != loss.ignore_index
-        if bool((value == batch.targets)[counted].all()) and not value.is_floating_point():
-            raise LossError(
-                f"The labels repeat the input {name!r}, so each output would be compared with the "
-                "token it has just read. Shift the labels by one (labels[:, :-1] = ids[:, 1:], the "
-                "last ignored), or pass a loss that shifts."
-            )
-
 
 def check_measure(measure: Measure) -> Any:
     """The measure itself, if it is known."""
@@ -318,19 +230,3 @@ def check_measure(measure: Measure) -> Any:
             "(outputs, targets) -> [q]."
         )
     return measure
-
-
-def require_finite(values: Tensor, what: str, batch: Batch) -> None:
-    """Raise NonFiniteError naming the first row of the batch that is not finite."""
-    finite = torch.isfinite(values)
-    if not bool(finite.all()):
-        row = (
-            int((~finite).flatten(1).any(1).nonzero()[0])
-            if values.dim() > 1
-            else int((~finite).nonzero()[0])
-        )
-        raise NonFiniteError(
-            f"{what} is {values[row].flatten()[~finite[row].flatten()][0].item()} at row "
-            f"{int(batch.positions[row])} (batch of rows {int(batch.positions[0])} to "
-            f"{int(batch.positions[-1])}). Look for NaN inputs, log(0) or overflow there."
-        )

@@ -6,6 +6,7 @@ from typing import Any, Protocol, final, runtime_checkable
 import torch
 from torch import Tensor
 
+from upweight.checks import probe
 from upweight.data import Batch, Data
 from upweight.errors import LossError
 from upweight.objective import Objective
@@ -68,7 +69,7 @@ class Risk:
     """
 
     def __init__(self, objective: Objective, data: Data) -> None:
-        objective.probe(data, role="training data")
+        probe(objective, data, role="training data")
         self.objective = objective
         self.data = data
         self.weights = self._survey()

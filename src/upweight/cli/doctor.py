@@ -10,6 +10,7 @@ from typing import final
 
 import torch
 
+from upweight.checks import probe
 from upweight.cli.show import table
 from upweight.data import Data
 from upweight.errors import UpweightError
@@ -100,7 +101,7 @@ def _objective(influence: Influence, queries: Data) -> _Check:
     """One finite loss per example that depends on that example alone."""
     objective = influence.objective
     value = influence.risk.value()
-    objective.probe(queries, objective.measure)
+    probe(objective, queries, objective.measure)
     return _Check("ok", "objective", f"{value:.6g} with L2; one finite loss per example")
 
 

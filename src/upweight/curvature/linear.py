@@ -1,12 +1,16 @@
 """The curvature of linear, logistic and softmax models in closed form, without autograd."""
 
+from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from upweight.bars import track
+from upweight.budget import budget
 from upweight.gradients import LinearForm
 from upweight.linalg import MeanOperator
 from upweight.linalg.gram import gram
@@ -23,10 +27,18 @@ BLOCK_BYTES = 128 * 2**20
 @final
 @dataclass(frozen=True)
 class _Part:
+    """Rows of some examples, as many of each."""
+
     features: Tensor
     outputs: Tensor
     targets: Tensor
     share: Tensor
+    each: int
+
+    def example(self, place: int) -> tuple[Tensor, ...]:
+        """Features, outputs, targets and shares of one."""
+        cut = slice(place * self.each, (place + 1) * self.each)
+        return self.features[cut], self.outputs[cut], self.targets[cut], self.share[cut]
 
 
 @final
@@ -34,7 +46,8 @@ class LinearCurvature(MeanOperator):
     """Σ_i share_i (∂²ℓ_i/∂z²) ⊗ x_i x_iᵀ + Λ, the Hessian of a model that is linear in θ.
 
     It is also the GGN, and for likelihood losses the true Fisher. Features are kept (``N·d``
-    numbers, views where the data is in memory); per-example gradients are never formed.
+    numbers, views where the data is in memory); per-example gradients are never formed. Where an
+    example has positions, i runs over all of them.
 
     Args:
         risk: the objective and its data.
@@ -45,14 +58,26 @@ class LinearCurvature(MeanOperator):
         space = risk.objective.space
         self.risk, self.form, self.count = risk, form, len(risk.data)
         self.size, self.dtype, self.device = space.size, space.dtype, space.device
-        self._parts = []
-        for batch, share in risk.batches(ROWS):
-            assert isinstance(batch.inputs, tuple)
-            features = form.features(batch.inputs)
-            self._parts.append(_Part(features, form.outputs(features), batch.targets, share))
-        self.width = self._parts[0].features.shape[1]
         assert isinstance(risk.objective.loss, OutputLoss)
         self._loss = risk.objective.loss
+        self._parts, self.ends = [], [0]
+        for batch, share in risk.batches(form.together(max(1, ROWS // form.shape.numel()))):
+            x, outputs = form.seen(batch)
+            rows = self._loss.rows(outputs, batch.targets)
+            assert rows is not None
+            z, targets, factor = rows
+            each = len(z) // len(batch)
+            counted = share if each == 1 else share.repeat_interleave(each) * factor
+            self._parts.append(_Part(x.reshape(len(z), -1), z, targets, counted, each))
+            self.ends.append(self.ends[-1] + len(batch))
+        self.width = self._parts[0].features.shape[1]
+
+    @staticmethod
+    def fits(risk: Risk, form: LinearForm) -> bool:
+        """Whether what is kept of positions stays within half of the memory budget."""
+        space = risk.objective.space
+        row = (space.size / form.outputs + 2 * form.outputs) * space.dtype.itemsize
+        return not form.shape or len(risk.data) * form.shape.numel() * row < budget() / 2
 
     @property
     def l2(self) -> Tensor:
@@ -80,55 +105,57 @@ class LinearCurvature(MeanOperator):
         """All groups at once: gather, project, bend, project back."""
         blocks = split_rows(rows, self.width, bias=self.form.bias)
         x, z, targets, share = self._gather(positions)
-        b = positions.shape[1]
         u = torch.einsum("gbd,gqcd->gbqc", x, blocks)
         bent = self._loss.curve(z.flatten(0, 1), targets.flatten(0, 1), u.flatten(0, 1))
-        bent = bent.view_as(u) * (share * (self.count / b))[:, :, None, None]
+        bent = bent.view_as(u) * (share * (self.count / positions.shape[1]))[:, :, None, None]
         total = torch.einsum("gbqc,gbd->gqcd", bent, x)
         return join_blocks(total, bias=self.form.bias) + rows * self.risk.objective.l2
 
-    def _gather(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Features, outputs, targets and shares ``[g, b, ...]`` of given rows."""
-        places = [(self._parts[i // ROWS], i % ROWS) for i in positions.flatten().tolist()]
-        gathered = (
-            torch.stack([part.features[i] for part, i in places]),
-            torch.stack([part.outputs[i] for part, i in places]),
-            torch.stack([part.targets[i] for part, i in places]),
-            torch.stack([part.share[i] for part, i in places]),
-        )
-        x, z, targets, share = (t.unflatten(0, positions.shape) for t in gathered)
-        return x, z, targets, share
+    def _gather(self, positions: Tensor) -> Iterator[Tensor]:
+        """Features, outputs, targets and shares ``[g, b·s, ...]`` of given examples.
+
+        Those with fewer positions than the longest are filled up with rows of no share.
+        """
+        found = []
+        for i in positions.flatten().tolist():
+            part = bisect_right(self.ends, i) - 1
+            found.append(self._parts[part].example(i - self.ends[part]))
+        filled = (pad_sequence(list(some), batch_first=True) for some in zip(*found, strict=True))
+        return (some.unflatten(0, positions.shape).flatten(1, 2) for some in filled)
 
     def restrict(self, positions: Tensor) -> "LinearCurvature":
         """The same curvature over some of the examples."""
         risk = Risk(self.risk.objective, self.risk.data.take(positions))
         return LinearCurvature(risk, self.form)
 
-    def _bends(self, part: _Part) -> Tensor:
-        """share_i ∂²ℓ_i/∂z² of a part, ``[n, c, c]``."""
-        n, c = part.outputs.shape
+    def _bends(self, part: _Part, rows: Tensor | slice = slice(None)) -> Tensor:
+        """share_i ∂²ℓ_i/∂z² of rows of a part, ``[n, c, c]``."""
+        outputs = part.outputs[rows]
+        n, c = outputs.shape
         eye = torch.eye(c, dtype=self.dtype, device=self.device).expand(n, c, c)
-        return self._loss.curve(part.outputs, part.targets, eye) * part.share[:, None, None]
+        return self._loss.curve(outputs, part.targets[rows], eye) * part.share[rows, None, None]
 
     def sampled(self, size: int, seed: int) -> tuple[Tensor, Tensor]:
         """Features ``[size, d]`` and A_i ``[size, c, c]`` whose mean of A_i ⊗ x_i x_iᵀ is A − Λ.
 
-        Examples are drawn in proportion to tr A_i plus a tenth of its mean, and weighed back.
+        Rows are drawn in proportion to tr A_i plus a tenth of its mean, and weighed back.
         """
-        bends = [self._bends(part) for part in self._parts]
-        trace = torch.cat([bend.diagonal(dim1=1, dim2=2).sum(1) for bend in bends]).double()
+        traces = [self._bends(part).diagonal(dim1=1, dim2=2).sum(1) for part in self._parts]
+        trace = torch.cat(traces).double()
         chance = trace.clamp_min(0) + 0.1 * trace.mean().clamp_min(1e-30)
         chance = (chance / chance.sum()).cpu()
         draws = torch.multinomial(
             chance, size, replacement=True, generator=torch.Generator().manual_seed(seed)
         )
-        draws, features, kept = draws.sort().values, [], []
-        for number, (part, bend) in enumerate(zip(self._parts, bends, strict=True)):
-            inside = draws[(draws // ROWS) == number]
+        draws, features, kept, start = draws.sort().values, [], [], 0
+        for part in self._parts:
+            end = start + len(part.features)
+            inside = draws[(draws >= start) & (draws < end)]
             weight = (1 / chance[inside]).to(self.device, self.dtype)
-            here = (inside - number * ROWS).to(self.device)
+            here = (inside - start).to(self.device)
             features.append(part.features[here])
-            kept.append(bend[here] * weight[:, None, None])
+            kept.append(self._bends(part, here) * weight[:, None, None])
+            start = end
         return torch.cat(features), torch.cat(kept)
 
     def to_dense(self) -> Tensor:

@@ -11,7 +11,7 @@ from upweight.curvature.products import EmpiricalFisher, Fisher, GaussNewton, He
 from upweight.curvature.ridge import ridge
 from upweight.curvature.slopes import Labels
 from upweight.errors import InputError
-from upweight.gradients import linear_form
+from upweight.gradients import last_linear
 from upweight.linalg import Operator
 from upweight.risk import Risk
 
@@ -70,7 +70,7 @@ def curvature(name: str | Fit, risk: Risk) -> Operator:
         raise InputError(f"The curvature {name!r} is unknown. Known: {', '.join(CURVATURES)}.")
     if name in ("hessian", "ggn"):
         batch, _ = risk.at(torch.tensor([0], device="cpu"))
-        form = linear_form(risk.objective, batch)
-        if form is not None:
+        form = last_linear(risk.objective, batch)
+        if form is not None and LinearCurvature.fits(risk, form):
             return LinearCurvature(risk, form)
     return CURVATURES[name](risk)

@@ -6,6 +6,7 @@ from typing import Any, final
 
 from torch import nn
 
+from upweight.checks import probe
 from upweight.damping import Damping
 from upweight.data import Data
 from upweight.errors import InputError
@@ -142,5 +143,5 @@ class Influence(Proving, Changing, Choosing):
             InputError: whatever would stop the run itself.
         """
         data = Data.of(queries)
-        self.objective.probe(data, role="queries")
+        probe(self.objective, data, role="queries")
         return make_plan(self._made, data)

@@ -10,7 +10,7 @@ from upweight.gradients.autograd import (
 from upweight.gradients.capture import Layout, Observation, layout_of, observe
 from upweight.gradients.inputs import mixed_derivative
 from upweight.gradients.last import last_layer
-from upweight.gradients.linear import LinearForm, linear_form, residual
+from upweight.gradients.linear import LinearForm, last_linear, linear_form, residual
 from upweight.gradients.provide import dense_gradients, per_example
 from upweight.gradients.stacked import stacked_gradient, stacked_measure
 from upweight.gradients.training import (
@@ -36,6 +36,7 @@ __all__ = [
     "batch_rows",
     "dense_gradients",
     "last_layer",
+    "last_linear",
     "layout_of",
     "linear_form",
     "map_rows",

@@ -1,17 +1,61 @@
-"""Linear, logistic and softmax models: closed forms that never go through autograd."""
+"""Models that are linear in their chosen parameters: closed forms without autograd."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
+from upweight.budget import budget
 from upweight.data import Batch
+from upweight.errors import ModelError
 from upweight.linalg.values import split_rows
 from upweight.losses import OutputLoss
 from upweight.objective import Measure, Objective
+from upweight.sources import leaves
 
-__all__ = ["LinearForm", "linear_form", "residual"]
+__all__ = ["LinearForm", "last_linear", "linear_form", "residual"]
+
+
+@final
+class _Tap(TorchFunctionMode):
+    """Sees what a forward pass does with the weight and the bias of a last linear layer.
+
+    Args:
+        chosen: the weight, and the bias if it is among the chosen parameters.
+    """
+
+    def __init__(self, chosen: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.chosen, self.calls, self.others, self.bytes = chosen, list[Any](), 0, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation, and keep the one that is x Wᵀ + b."""
+        del types
+        out = func(*args, **(kwargs or {}))
+        made = [] if isinstance(out, Tensor) and out is self.chosen[0] else list(leaves(out))
+        self.bytes += sum(leaf.nbytes for leaf in made)
+        used = {id(leaf) for leaf in leaves((args, kwargs or {}))}
+        if made and any(id(p) in used for p in self.chosen):
+            if func is F.linear:
+                named = dict(zip(("input", "weight", "bias"), args, strict=False)) | (kwargs or {})
+                self.calls.append((named["input"], named["weight"], named.get("bias"), out))
+                self.versions = named["input"]._version, out._version
+            else:
+                self.others += 1
+        return out
+
+    def seen(self, outputs: Any) -> tuple[Tensor, Tensor, Tensor | None] | None:
+        """Input, output and bias of the layer, if it is what makes the outputs and nothing else."""
+        if len(self.calls) != 1 or self.others:
+            return None
+        x, weight, bias, z = self.calls[0]
+        whole = outputs is z and weight is self.chosen[0]
+        whole = whole and (x._version, z._version) == self.versions
+        return (x, z, bias) if whole and (not self.chosen[1:] or bias is self.chosen[1]) else None
 
 
 @final
@@ -22,77 +66,101 @@ class LinearForm:
     x̃ carries a 1 at its end when the bias is chosen too.
 
     Attributes:
-        prefix: what comes before the last linear layer, without chosen parameters.
-        layer: the linear layer.
+        objective: whose model it is.
+        outputs: c.
         bias: whether its bias is a chosen parameter.
+        fixed: a bias that is not.
+        shape: of the rows of x̃ that an example has: () where it has one.
+        bytes: memory of an example in the forward pass, at most.
     """
 
-    prefix: nn.Module
-    layer: nn.Linear
+    objective: Objective
+    outputs: int
     bias: bool
+    fixed: Tensor | None
+    shape: torch.Size
+    bytes: int
 
-    def features(self, inputs: tuple[Any, ...]) -> Tensor:
-        """x̃, ``[n, d]``."""
-        with torch.no_grad():
-            x: Tensor = self.prefix(*inputs)
-        return torch.cat([x, x.new_ones(len(x), 1)], dim=1) if self.bias else x
+    def seen(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """x̃ ``[n, *s, d]`` and z ``[n, *s, c]``, of as many examples at a time as memory takes."""
+        size = self.together(len(batch))
+        cuts = [slice(at, at + size) for at in range(0, len(batch), size)]
+        parts = [self._seen(batch.part(cut) if cuts[1:] else batch) for cut in cuts]
+        if len(parts) == 1:
+            return parts[0]
+        x, z = zip(*parts, strict=True)
+        return torch.cat(x), torch.cat(z)
 
-    def outputs(self, features: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Z ``[n, c]`` at the model's parameters, or ``[n, m, c]`` at parameter rows ``[m, p]``."""
-        if rows is None:
-            with torch.no_grad():
-                outputs: Tensor = self.layer(features[:, : self.layer.in_features])
-            return outputs
+    def together(self, most: int) -> int:
+        """Examples that a quarter of the memory budget takes, and no more than that."""
+        return max(1, min(most, budget() // 4 // max(self.bytes, 1)))
+
+    def _seen(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        found = _tapped(self.objective, batch)[0]
+        if found is None:
+            raise ModelError(
+                "The model uses its last layer in a way that it did not on the first example. Give "
+                "all batches inputs of the same form."
+            )
+        x, z, _ = found
+        return torch.cat([x, x.new_ones(*x.shape[:-1], 1)], -1) if self.bias else x, z
+
+    def at(self, features: Tensor, rows: Tensor) -> Tensor:
+        """Z ``[n, m, c]`` of x̃ ``[n, d]`` at parameter rows ``[m, p]``."""
         blocks = split_rows(rows, features.shape[1], bias=self.bias)
         outputs = (features @ blocks.flatten(0, 1).T).view(len(features), *blocks.shape[:2])
-        fixed = None if self.bias else self.layer.bias
-        return outputs if fixed is None else outputs + fixed.detach()
+        return outputs if self.fixed is None else outputs + self.fixed
+
+
+def _tapped(objective: Objective, batch: Batch) -> tuple[Any, int]:
+    chosen = list(objective.space.parameters().values())
+    with torch.no_grad(), _Tap(chosen) as tap:
+        outputs = objective.call(batch)
+    return tap.seen(outputs), tap.bytes
 
 
 def linear_form(objective: Objective, batch: Batch) -> LinearForm | None:
     """The closed form of a model whose chosen parameters are its last linear layer, or None.
 
-    Recognised are ``nn.Linear`` and ``nn.Sequential`` ending in one, with a loss that has closed
-    derivatives, rows of features ``[n, d]`` and one target per row. Under autocast there is none:
-    the numbers would be those of another precision than the model's.
+    Any module will do whose output is what ``F.linear`` made of the weight, and that uses weight
+    and bias nowhere else; with a loss that has closed derivatives, rows of features ``[n, d]`` and
+    one target per row. Under autocast there is none: the numbers would be those of another
+    precision than the model's.
 
     Example:
+        >>> from torch import nn
         >>> objective = Objective(nn.Linear(3, 2), "cross_entropy")
         >>> batch = Batch((torch.zeros(1, 3),), torch.tensor([0]), torch.tensor([0]))
         >>> linear_form(objective, batch).bias
         True
     """
-    model = objective.model
-    # Exact types, and no hooks: a subclass or a hook may do anything with the outputs.
-    stacked = type(model) is nn.Sequential and len(model) > 0
-    last = model[-1] if isinstance(model, nn.Sequential) and stacked else model
-    if type(last) is not nn.Linear or not isinstance(objective.loss, OutputLoss):
-        return None
-    if objective.autocast is not None:
-        return None
-    if _hooked(model) or _hooked(last):
-        return None
-    prefix = model[:-1] if isinstance(model, nn.Sequential) else nn.Identity()
-    own = {id(last.weight): "weight", id(last.bias): "bias"}
-    named = dict(model.named_parameters())
-    chosen = [own.get(id(named[name]), "other") for name in objective.space.shapes]
-    if chosen not in (["weight"], ["weight", "bias"]) or isinstance(batch.inputs, dict):
-        return None
-    if any(p is last.weight or p is last.bias for p in prefix.parameters()):
-        return None
-    with torch.no_grad():
-        plain = isinstance(prefix, nn.Sequential) or len(batch.inputs) == 1
-        if not plain or prefix(*_first(batch.inputs)).dim() != 2:
-            return None
-    return LinearForm(prefix, last, len(chosen) == 2)
+    found = last_linear(objective, batch)
+    return None if found is None or len(found.shape) else found
 
 
-def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+def last_linear(objective: Objective, batch: Batch) -> LinearForm | None:
+    """The same where an example may have several rows of features, as sequences have.
 
-
-def _first(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(x[:1] if isinstance(x, Tensor) else x for x in inputs)
+    Example:
+        >>> from torch import nn
+        >>> objective = Objective(nn.Linear(3, 2), "cross_entropy")
+        >>> batch = Batch((torch.zeros(1, 5, 3),), torch.zeros(1, 5).long(), torch.tensor([0]))
+        >>> last_linear(objective, batch).shape, linear_form(objective, batch)
+        (torch.Size([5]), None)
+    """
+    shapes = list(objective.space.shapes.values())
+    plain = shapes[0].numel() > 0 and len(shapes[0]) == 2 and shapes[1:] in ([], [shapes[0][:1]])
+    if not plain or not isinstance(objective.loss, OutputLoss) or objective.autocast is not None:
+        return None
+    one = batch.part(slice(0, 1))
+    found, held = _tapped(objective, one)
+    if found is None or objective.loss.rows(found[1], one.targets) is None:
+        return None
+    x, _, bias = found
+    held += sum(leaf.nbytes for leaf in leaves(one.inputs))
+    both = len(shapes) > 1
+    fixed = None if both or bias is None else bias.detach()
+    return LinearForm(objective, shapes[0][0], both, fixed, x.shape[1:-1], held)
 
 
 def residual(objective: Objective, outputs: Tensor, targets: Any, measure: Measure) -> Tensor:

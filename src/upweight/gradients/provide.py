@@ -37,9 +37,8 @@ def per_example(objective: Objective, batch: Batch, measure: Measure = "loss") -
         if not layout.seen:
             return AutogradGradients(objective, batch, measure)
         return Observation(objective, layout, batch).gradients(measure)
-    assert isinstance(batch.inputs, tuple)
-    features = form.features(batch.inputs)
-    slope = residual(objective, form.outputs(features), batch.targets, measure)
+    features, outputs = form.seen(batch)
+    slope = residual(objective, outputs, batch.targets, measure)
     return FactoredGradients(slope, features, bias=form.bias)
 
 

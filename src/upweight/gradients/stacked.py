@@ -28,15 +28,15 @@ def stacked_gradient(objective: Objective, batch: Batch, rows: Tensor, weights: 
         ``[m, p]``.
     """
     form = linear_form(objective, batch)
-    if form is None or not isinstance(batch.inputs, tuple):
+    if form is None:
         return _by_pieces(objective, batch, rows, weights)
-    x = form.features(batch.inputs)
-    m, c = len(rows), form.layer.out_features
+    x, _ = form.seen(batch)
+    m, c = len(rows), form.outputs
     total_blocks = torch.zeros(m * c, x.shape[1], dtype=x.dtype, device=x.device)
     size = max(1, PIECE_BYTES // (m * c * x.element_size()))
     for start in range(0, len(x), size):
         cut = slice(start, start + size)
-        z = form.outputs(x[cut], rows)
+        z = form.at(x[cut], rows)
         targets = batch.targets[cut].repeat_interleave(m, dim=0)
         slope = residual(objective, z.flatten(0, 1), targets, "loss").view_as(z)
         slope = slope * weights[:, cut].T[:, :, None]

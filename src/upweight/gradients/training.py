@@ -38,8 +38,9 @@ def batch_rows(risk: Risk) -> int:
     """Training examples looked at together: what the user's loader says, or as memory allows."""
     if risk.data.batch_size is not None:
         return risk.data.batch_size
-    if linear_form(risk.objective, risk.at(torch.tensor([0], device="cpu"))[0]) is not None:
-        return LARGE_BATCH
+    form = linear_form(risk.objective, risk.at(torch.tensor([0], device="cpu"))[0])
+    if form is not None:
+        return form.together(LARGE_BATCH)
     row = max(risk_layout(risk).row_bytes, 1)
     most = budget() // 4 // row
     return max(1, min(LARGE_BATCH, most, max(BATCH_BYTES // row, min(FEW, most))))

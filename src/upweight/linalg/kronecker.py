@@ -226,7 +226,11 @@ class KroneckerInverse(Inverse):
         if not least > min(torch.finfo(self.dtype).eps, FLAT) * most:
             raise IndefiniteError(indefinite(torch.tensor([least, most])))
         self.inverses = [1 / (part.values + shift) for part in operator.blocks]
-        self.scales = torch.cat([inverse.flatten() for inverse in self.inverses])
+
+    @property
+    def scales(self) -> Tensor:
+        """1/(Λ + λ) in the coordinates of the operator, ``[p]``."""
+        return torch.cat([inverse.flatten() for inverse in self.inverses])
 
     def _pairs(self) -> list[tuple[Tensor, Eigenblock]]:
         return list(zip(self.inverses, self.operator.blocks, strict=True))

@@ -101,6 +101,13 @@ class Loss(ABC):
 class OutputLoss(Loss):
     """A loss with closed first and second derivatives in outputs of shape ``[n, c]``."""
 
+    def rows(self, outputs: Tensor, targets: Any) -> tuple[Tensor, Any, Tensor] | None:
+        """Outputs ``[m, c]``, targets and factors ``[m]`` of the losses that are added up.
+
+        None where an example's loss is no such sum.
+        """
+        return None if outputs.dim() != 2 else (outputs, targets, outputs.new_ones(len(outputs)))
+
     @abstractmethod
     def residual(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """First derivative ∂ℓ/∂z, ``[n, c]``."""

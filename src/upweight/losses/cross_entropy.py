@@ -166,6 +166,13 @@ class CrossEntropy(OutputLoss):
             rows = rows * (targets != self.ignore_index)[:, None, None]
         return (rows - rows @ p[:, :, None]).mul_(p[:, None, :])
 
+    def rows(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """One for each position, if the classes are the last axis."""
+        if outputs.dim() == 2 or outputs.shape[:-1] != targets.shape:
+            return super().rows(outputs, targets)
+        share = self._shares(targets, outputs)
+        return outputs.flatten(0, -2), targets.flatten(), share.flatten()
+
     def _shares(self, targets: Tensor, like: Tensor) -> Tensor:
         """What every position counts in its example's loss, ``[n, *s]``."""
         if targets.is_floating_point():

@@ -1,6 +1,6 @@
 """Losses that are a function of each output alone: binary cross-entropy, squared error, hinges."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import final
 
 import torch
@@ -174,7 +174,7 @@ class MeanSquaredError(ElementwiseLoss):
         return rows * (2 / _count(outputs))
 
 
-class SignedLoss(ElementwiseLoss):
+class SignedLoss(ElementwiseLoss, ABC):
     """A loss of the margin y z alone, for labels −1 and +1 and a single output."""
 
     @final

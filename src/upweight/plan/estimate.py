@@ -11,7 +11,7 @@ from torch import Tensor
 
 from upweight import baselines
 from upweight.budget import budget
-from upweight.curvature import CURVATURES, curvature
+from upweight.curvature import CURVATURES, LinearCurvature, curvature
 from upweight.data import Data
 from upweight.engine import Job, Rescale, query_gradients, score
 from upweight.errors import IndefiniteError
@@ -19,6 +19,7 @@ from upweight.gradients import (
     Compression,
     TrainingGradients,
     batch_rows,
+    last_linear,
     linear_form,
     per_example,
     risk_layout,
@@ -278,12 +279,12 @@ class _Estimate:
     def dense(self, method: Method, operator: Operator) -> float:
         """Seconds of a curvature's matrix: in closed form, or by its product with the identity."""
         p, risk = self.space.size, self.risk
-        form = linear_form(risk.objective, risk.at(torch.tensor([0], device="cpu"))[0])
-        if form is None or method.curvature not in ("hessian", "ggn"):
+        form = last_linear(risk.objective, risk.at(torch.tensor([0], device="cpu"))[0])
+        if form is None or not isinstance(operator, LinearCurvature):
             return self.product(operator, p)
-        width, outputs = p / form.layer.out_features, form.layer.out_features
-        pairs = outputs * (outputs + 1) / 2
-        return float(len(risk.data) * pairs * width**2 * 0.625 / _rate(self.space.dtype))
+        width, rows = p / form.outputs, len(risk.data) * form.shape.numel()
+        pairs = form.outputs * (form.outputs + 1) / 2
+        return float(rows * pairs * width**2 * 0.625 / _rate(self.space.dtype))
 
     def multiplying(self, method: Method) -> float:
         """Bytes of tensors in a product."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from upweight.bars import track
 from upweight.budget import in_steps
+from upweight.checks import probe
 from upweight.errors import LossError
 from upweight.gradients import batch_rows, per_example
 from upweight.linalg import Dense
@@ -115,7 +116,7 @@ class ProjectedKernel(ProjectedFit):
         """Raise LossError where the training examples have no such measure."""
         counted = risk.weights.nonzero()[:PROBED, 0]
         try:
-            risk.objective.probe(risk.data.take(counted), self.measure, role="training data")
+            probe(risk.objective, risk.data.take(counted), self.measure, role="training data")
         except LossError as error:
             raise LossError(
                 "The curvature of this method is made of gradients of the training examples' "

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from upweight.checks import probe
 from upweight.data import Data
 from upweight.objective import Objective
 from upweight.parameters import ParameterSpace
@@ -92,7 +93,7 @@ class Asked:
     """
 
     def __init__(self, objective: Objective, queries: Data) -> None:
-        objective.probe(queries, objective.measure, role="queries")
+        probe(objective, queries, objective.measure, role="queries")
         self.objective, self.queries = objective, queries
 
     def without_model(self, queries: Data) -> "Asked":

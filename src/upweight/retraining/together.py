@@ -10,6 +10,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from upweight.checks import probe
 from upweight.errors import LossError, ModelError
 from upweight.objective import Objective
 from upweight.refusals import refuse_train_mode
@@ -86,7 +87,7 @@ def _passes(risk: Risk, module: nn.Module) -> bool:
     """Whether rows have losses of their own under a module that is in train mode."""
     try:
         refuse_train_mode(module)
-        risk.objective.on(module).probe(risk.data)
+        probe(risk.objective.on(module), risk.data)
     except (ModelError, LossError):
         return False
     return True

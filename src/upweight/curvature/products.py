@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from copy import copy
 from functools import cached_property
+from math import isqrt
 from typing import Any, final
 
 import torch
@@ -15,6 +16,7 @@ from upweight.curvature.slopes import Columns
 from upweight.data import Batch
 from upweight.errors import LossError
 from upweight.gradients import (
+    ROW_CHUNK,
     AutogradGradients,
     Layout,
     map_rows,
@@ -68,8 +70,23 @@ class _RiskCurvature(MeanOperator):
         return total
 
     def _add(self, batch: Batch, share: Tensor, rows: Tensor, total: Tensor) -> None:
-        """Add the product of one batch to what there is, in place."""
-        total += self.product(batch, share)(rows)
+        """Add the product of one batch to what there is, in place.
+
+        As many examples and rows go together as a quarter of the memory budget takes: at a time,
+        each example is there once for each row.
+        """
+        cells = max(1, budget() // 4 // max(self._layout.row_bytes, 1))
+        width = max(1, min(len(rows), ROW_CHUNK, isqrt(cells)))
+        size = cells // width
+        for start in range(0, len(batch), size):
+            some = slice(start, start + size)
+            product = self.product(batch.part(some), share[some])
+            for part, into in zip(rows.split(width), total.split(width), strict=True):
+                into += product(part)
+
+    @cached_property
+    def _layout(self) -> Layout:
+        return risk_layout(self.risk)
 
     @final
     def apply_sampled(self, rows: Tensor, positions: Tensor) -> Tensor:
@@ -150,9 +167,12 @@ class GaussNewton(_RiskCurvature):
         layout = self._layout
         columns = None if layout.general else self._columns(batch)
         if columns is None or columns > PASSES * len(rows):
-            product = self.product(batch, share)
-            basis = self.basis
-            total += basis.turn(product(basis.back(rows))) if basis else product(rows)
+            if self.basis is None:
+                super()._add(batch, share, rows, total)
+                return
+            plain = torch.zeros_like(rows)
+            super()._add(batch, share, self.basis.back(rows), plain)
+            total += self.basis.turn(plain)
             return
         # The factors of all columns are there at once.
         size = max(1, budget() // 4 // (max(layout.row_bytes // 2, 1) * (columns + 1)))
@@ -176,10 +196,6 @@ class GaussNewton(_RiskCurvature):
         weights *= share.repeat_interleave(len(found))[:, None]
         for block, part in known:
             part.add(weights.T, *block.views(total))
-
-    @cached_property
-    def _layout(self) -> Layout:
-        return risk_layout(self.risk)
 
     @cached_property
     def _counted(self) -> dict[tuple[torch.Size, ...], int | None]:
@@ -254,6 +270,10 @@ class EmpiricalFisher(_RiskCurvature):
     Args:
         risk: the objective and its data.
     """
+
+    def _add(self, batch: Batch, share: Tensor, rows: Tensor, total: Tensor) -> None:
+        """All rows at once: gradients are made once for many of them."""
+        total += self.product(batch, share)(rows)
 
     def product(self, batch: Batch, share: Tensor) -> Product:
         """Products with the gradients, weighted, combined again."""

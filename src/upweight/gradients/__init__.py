@@ -1,6 +1,7 @@
 """Per-example gradients as values: dense, factored, or never formed."""
 
 from upweight.gradients.autograd import (
+    ROW_CHUNK,
     AutogradGradients,
     map_rows,
     math_attention,
@@ -23,6 +24,7 @@ from upweight.gradients.training import (
 from upweight.linalg import DenseGradients, FactoredGradients, Gradients
 
 __all__ = [
+    "ROW_CHUNK",
     "AutogradGradients",
     "Compression",
     "DenseGradients",

@@ -15,6 +15,7 @@ from upweight.linalg.values import Gradients
 from upweight.objective import Measure, Objective
 
 __all__ = [
+    "ROW_CHUNK",
     "AutogradGradients",
     "map_rows",
     "math_attention",

@@ -52,9 +52,9 @@ def _task(results: Mapping[str, Any]) -> str:
     """One task: what was trained, and its rows, best first."""
     done, known = results["retraining"], results["contenders"]
     floor = known.get(FLOOR, {}).get("cpu_s")
-    judged = {name: record for name, record in known.items() if "lds" in record}
-    order = sorted(judged, key=lambda name: -judged[name]["lds"][0])
-    rows = [_row(name, judged[name], floor) for name in order]
+    shown = {name: record for name, record in known.items() if {"lds", "queries"} & record.keys()}
+    order = sorted(shown, key=lambda name: -shown[name].get("lds", [-1.0])[0])
+    rows = [_row(name, shown[name], floor) for name in order]
     rows += [_failed(name, record) for name, record in known.items() if "failed" in record]
     trained = (
         f"{done['subsets']} subsets x {done['seeds']} seeds, {done['queries']} queries. Ceiling "
@@ -82,17 +82,21 @@ def _leads(results: Mapping[str, Any]) -> list[str]:
 
 
 def _row(name: str, record: Mapping[str, Any], floor: float | None) -> str:
-    value, low, high = record["lds"]
+    some = record.get("queries")  # cost scaled up, and nothing to judge by retraining
+    about, said = ("~", f"measured on {some} queries; ") if some else ("", "")
+    judged = ["–", "–"]
+    if "lds" in record:
+        value, low, high = record["lds"]
+        judged = [f"{value:.3f} [{low:.2f}, {high:.2f}]", f"{record['lds_final'][0]:.3f}"]
     multiple = f"{record['cpu_s'] / floor:,.0f}" if floor else "–"
     cells = [
-        f"{value:.3f} [{low:.2f}, {high:.2f}]",
-        f"{record['lds_final'][0]:.3f}",
+        *judged,
         *(f"{record[key]:.3f}" if key in record else "–" for key in ("pearson", "spearman")),
         f"{record['relative_error']:.1e}" if "relative_error" in record else "–",
-        f"{record['cpu_s']:,.2f}",
-        multiple,
+        f"{about}{record['cpu_s']:,.2f}",
+        f"{about}{multiple}",
         f"{record['peak_mib']:,}",
-        record["note"],
+        f"{said}{record['note']}",
     ]
     return "| " + " | ".join([name, *cells]) + " |"
 

@@ -72,6 +72,11 @@ def _whole(*values: float) -> tuple[Contender, ...]:
     )
 
 
+def _heads(*values: float) -> tuple[Contender, ...]:
+    said = "Gauss-Newton of the last layer alone"
+    return tuple(_row("last_layer", f"{said}, λ = {x:g}", f" {x:g}", damping=x) for x in values)
+
+
 def _solved(*values: float) -> tuple[Contender, ...]:
     said = "Gauss-Newton, conjugate gradients to a residual of 0.01"
     return tuple(
@@ -161,6 +166,7 @@ OURS: dict[str, tuple[Contender, ...]] = {
     "transformer": (
         *_dampings(1e-6, 1e-5, 0.0001, 0.001, 0.1),
         *_whole(1e-6, 1e-5),
+        *_heads(1e-5, 1e-4, 1e-3),
         *_table(0.01, without=("euclidean", "astra")),
         _row("bm25", "shared characters, rare ones first"),
         _early("ekfac", (2,), 0.01),

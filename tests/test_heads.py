@@ -257,6 +257,20 @@ def test_what_changes_the_layers_output_or_uses_it_elsewhere_has_no_closed_form(
     close(per_example(objective, batch).dense(), torch.stack(wanted))
 
 
+def test_inputs_made_in_inference_mode_are_inputs():
+    with torch.inference_mode():
+        x, y = pictures()
+        made = x.flatten(1) * 1.0
+    model = nn.Linear(9, 3).double()
+    scores = [
+        uw.influence(
+            model, (rows, y.clone()), (rows, y.clone()), loss="cross_entropy", l2=0.1
+        ).values
+        for rows in (made, made.clone())
+    ]
+    close(*scores)
+
+
 def test_a_layer_used_in_another_way_later_is_refused():
     class Fickle(Picture):
         def forward(self, x):

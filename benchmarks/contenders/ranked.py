@@ -84,13 +84,13 @@ def _solved(*values: float) -> tuple[Contender, ...]:
     )
 
 
-def _hessian(damping: float) -> tuple[Contender, ...]:
+def _hessian(damping: float, series: tuple[int, int, int]) -> tuple[Contender, ...]:
     """Where the Hessian with less damping is not positive at the final weights."""
     said = f"λ = {damping:g}, as the Hessian bends down with less"
-    series = (500, 1, 256)
+    steps = f"Hessian, series of {series[0]} steps"
     return (
         _row("cg", f"Hessian, conjugate gradients to 0.01, {said}", damping=damping, rtol=0.01),
-        _row("lissa", f"Hessian, series of 500 steps, {said}", damping=damping, series=series),
+        _row("lissa", f"{steps}, {said}", damping=damping, series=series),
     )
 
 
@@ -135,7 +135,7 @@ OURS: dict[str, tuple[Contender, ...]] = {
         *_solved(0.003, 0.01),
         *_dampings(0.003, 0.01, 0.03, 0.1),
         *_table(0.001),
-        *_hessian(0.1),
+        *_hessian(0.1, (500, 1, 256)),
         _early("ekfac", (2,), 0.001),
         _early("kfac", (2,), 0.001),
         _early("kfac", (1, 2, 3, 4), 0.001),
@@ -155,7 +155,7 @@ OURS: dict[str, tuple[Contender, ...]] = {
         *_solved(0.001, 0.03),
         *_dampings(0.001, 0.03, 0.1),
         *_table(0.01),
-        *_hessian(0.5),
+        *_hessian(0.5, (150, 1, 128)),
         _tracin((2, 4, 6, 8, 10), 2 * 79 * 0.05),
         _early("ekfac", (2,), 0.01),
         _early("ggn_cg", (2,), 0.01, rtol=0.03),

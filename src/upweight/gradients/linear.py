@@ -43,7 +43,7 @@ class _Tap(TorchFunctionMode):
             if func is F.linear:
                 named = dict(zip(("input", "weight", "bias"), args, strict=False)) | (kwargs or {})
                 self.calls.append((named["input"], named["weight"], named.get("bias"), out))
-                self.versions = named["input"]._version, out._version
+                self.versions = _version(named["input"]), _version(out)
             else:
                 self.others += 1
         return out
@@ -54,8 +54,13 @@ class _Tap(TorchFunctionMode):
             return None
         x, weight, bias, z = self.calls[0]
         whole = outputs is z and weight is self.chosen[0]
-        whole = whole and (x._version, z._version) == self.versions
+        whole = whole and (_version(x), _version(z)) == self.versions
         return (x, z, bias) if whole and (not self.chosen[1:] or bias is self.chosen[1]) else None
+
+
+def _version(tensor: Tensor) -> int:
+    """How often it was changed in place; unknown of what inference mode made, and taken for 0."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 @final

@@ -11,7 +11,7 @@ __all__ = ["ROWS"]
 
 _CG = CG(preconditioner=FirstOf((Sketch(), Leading())))
 # p parameters, q queries, N examples; a product with the curvature is a pass over the data.
-_DENSE = "p products (closed form for linear models), p³/3 operations, 16 p² bytes"
+_DENSE = "p products (closed form for linear models and layers), p³/3 operations, 16 p² bytes"
 _ITERATED = "about 10 products of all queries, 5 q p numbers and a preconditioner"
 _MINIMUM = "the model minimises the stated objective"
 # Fewer, larger steps than a series without preconditioner needs.

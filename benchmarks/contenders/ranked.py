@@ -166,7 +166,7 @@ OURS: dict[str, tuple[Contender, ...]] = {
     "transformer": (
         *_dampings(1e-6, 1e-5, 0.0001, 0.001, 0.1),
         *_whole(1e-6, 1e-5),
-        *_heads(1e-5, 1e-4, 1e-3),
+        *_heads(0.0001, 0.001),
         *_table(0.01, without=("euclidean", "astra")),
         _row("bm25", "shared characters, rare ones first"),
         _early("ekfac", (2,), 0.01),

@@ -175,6 +175,7 @@ OURS: dict[str, tuple[Contender, ...]] = {
             _early("ekfac", (4, 6, 8, 10), 1e-5, whole=True),
             name="upweight ekfac whole 1e-05 epochs 4 6 8 10",
         ),
+        _early("last_layer", (4, 6, 8, 10), 1e-3),
         replace(_models("ekfac", 5, 1e-6, whole=True), name="upweight ekfac whole 1e-06 x 5"),
     ),
     "resnet9": (

@@ -44,8 +44,9 @@ class LiSSA(Solver):
         x_{j+1} = x_j + P (v − (A_j + λ) x_j) / σ,   x_0 = P v
 
     With EK-FAC (``Kronecker``) and batches of the Gauss-Newton matrix this is ASTRA (Wang et al.,
-    2025), here with averaged last iterates in place of momentum and a schedule of steps. Without
-    a preconditioner P is 1, and x = h/σ the series above.
+    2025), here with averaged last iterates in place of momentum and a schedule of steps, in the
+    basis of EK-FAC, where P is diagonal. Without a preconditioner P is 1, and x = h/σ the series
+    above.
 
     Args:
         scale: σ, above half the largest curvature of a batch, times P; "auto" estimates the

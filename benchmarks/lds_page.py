@@ -25,11 +25,11 @@ looks at a checkpoint of the same run instead, "epochs 1 2 3 4" at the mean over
 runs of five seeds. Of the peers, some were asked at the checkpoint too, and none at several: none
 averages scores, though a loop around it would.
 
-At the final weights the Hessian bends down: with less than λ = 0.1 on the perceptron and 0.45 on the
-convolutional network `cg` refuses, so `cg` and `lissa` are shown there with more. On the two larger
-networks they have no row, as a product of 100 queries with the Hessian takes some 230 passes over
-the data there and a solve ten of them, nor has `astra` on the transformer, where its 200 steps are
-some 7,000 passes. `ggn_cg` is measured on four queries of the transformer.
+At the final weights the Hessian bends down: `cg` refused λ = 0.05 on the perceptron and 0.1 on the
+convolutional network, so `cg` and `lissa` are shown there with more. On the two larger networks
+they have no row, as a product of 100 queries with the Hessian takes some 230 passes over the data
+there and a solve ten of them, nor has `astra` on the transformer, where its 200 steps are some
+7,000 passes. `ggn_cg` is measured on four queries of the transformer.
 
 pearson, spearman, error: of all queries' scores against the Gauss-Newton system solved by conjugate
 gradients to a residual of 0.001, with the λ of the task's score; for the transformer and the

@@ -149,6 +149,8 @@ class GaussNewton(_RiskCurvature):
     def __init__(self, risk: Risk, basis: KroneckerEigen | None = None) -> None:
         super().__init__(risk)
         self.basis = basis
+        # Columns of the loss's root by the shape of an example's inputs.
+        self._counted: dict[tuple[torch.Size, ...], int | None] = {}
 
     @property
     def l2(self) -> Tensor:
@@ -196,11 +198,6 @@ class GaussNewton(_RiskCurvature):
         weights *= share.repeat_interleave(len(found))[:, None]
         for block, part in known:
             part.add(weights.T, *block.views(total))
-
-    @cached_property
-    def _counted(self) -> dict[tuple[torch.Size, ...], int | None]:
-        """Columns by the shape of an example's inputs."""
-        return {}
 
     def _columns(self, batch: Batch) -> int | None:
         """Columns of the loss's root at the outputs; None where they are many or unknown."""

@@ -164,8 +164,11 @@ class KroneckerEigen(Operator):
 
     def apply(self, rows: Tensor) -> Tensor:
         """Turn, scale, turn back."""
-        values = torch.cat([part.values.flatten() for part in self.blocks])
-        return self.back(self.turn(rows.to(self.dtype)).mul_(values))
+        rows = rows.to(self.dtype)
+        out = torch.empty_like(rows)
+        for part in self.blocks:
+            part.block.write(out, part.back(part.turn(part.block.read(rows)) * part.values))
+        return out
 
 
 @final
@@ -241,13 +244,18 @@ class KroneckerInverse(Inverse):
 
     def solve(self, rows: Tensor) -> Solution[Tensor]:
         """Turn, divide, turn back: exact for this curvature."""
-        turned = self.operator.turn(rows.to(self.dtype))
-        value = self.operator.back(turned.mul_(self.scales))
-        return _solved(value, value.new_zeros(len(rows)))
+        rows = rows.to(self.dtype)
+        out = torch.empty_like(rows)
+        for inverse, part in self._pairs():
+            part.block.write(out, part.back(part.turn(part.block.read(rows)) * inverse))
+        return _solved(out, rows.new_zeros(len(rows)))
 
     def quadratic(self, rows: Tensor) -> Tensor:
         """Σ (Q b)² / (Λ + λ) of every row."""
-        return self.operator.turn(rows).square() @ self.scales
+        total = rows.new_zeros(len(rows))
+        for inverse, part in self._pairs():
+            total += part.turn(part.block.read(rows)).square().flatten(1) @ inverse.flatten()
+        return total
 
     def self_products(self, gradients: Gradients) -> Tensor:
         """The same from outer products, formed only where an example has many."""

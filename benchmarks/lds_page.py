@@ -29,7 +29,8 @@ At the final weights the Hessian bends down: `cg` refused λ = 0.05 on the perce
 convolutional network, so `cg` and `lissa` are shown there with more. On the two larger networks
 they have no row, as a product of 100 queries with the Hessian takes some 230 passes over the data
 there and a solve ten of them, nor has `astra` on the transformer, where its 200 steps are some
-7,000 passes. `ggn_cg` is measured on four queries of the transformer.
+7,000 passes. `ggn_cg` is measured on four queries of the transformer. Not measured to the end:
+`arnoldi` on the transformer (about 45 minutes) and `astra` on the ResNet-9 (over half an hour).
 
 pearson, spearman, error: of all queries' scores against the Gauss-Newton system solved by conjugate
 gradients to a residual of 0.001, with the λ of the task's score; for the transformer and the

@@ -41,6 +41,7 @@ _PLAIN = (
     ("margin", "minus the training margin, alike for all queries"),
     ("random", "random numbers"),
 )
+_SOLVED = "Gauss-Newton, conjugate gradients to a residual of 0.01"
 _SIMILAR = (
     ("embedding", "cosine of the last layer's inputs"),
     ("euclidean", "minus the distance between inputs"),
@@ -61,26 +62,12 @@ def _table(damping: float, without: tuple[str, ...] = ()) -> tuple[Contender, ..
     )
 
 
-def _dampings(*values: float) -> tuple[Contender, ...]:
-    return tuple(_row("ekfac", f"EK-FAC, λ = {x:g}", f" {x:g}", damping=x) for x in values)
-
-
-def _whole(*values: float) -> tuple[Contender, ...]:
-    said = "EK-FAC fitted on all examples"
+def _at(
+    method: str, said: str, *values: float, suffix: str = "", **settings: Any
+) -> tuple[Contender, ...]:
+    """A method at several dampings."""
     return tuple(
-        _row("ekfac", f"{said}, λ = {x:g}", f" whole {x:g}", damping=x, whole=True) for x in values
-    )
-
-
-def _heads(*values: float) -> tuple[Contender, ...]:
-    said = "Gauss-Newton of the last layer alone"
-    return tuple(_row("last_layer", f"{said}, λ = {x:g}", f" {x:g}", damping=x) for x in values)
-
-
-def _solved(*values: float) -> tuple[Contender, ...]:
-    said = "Gauss-Newton, conjugate gradients to a residual of 0.01"
-    return tuple(
-        _row("ggn_cg", f"{said}, λ = {x:g}", f" {x:g}", damping=x, rtol=0.01) for x in values
+        _row(method, f"{said}, λ = {x:g}", f"{suffix} {x:g}", damping=x, **settings) for x in values
     )
 
 
@@ -132,8 +119,8 @@ def _tracin(epochs: tuple[int, ...], rate: float) -> Contender:
 OURS: dict[str, tuple[Contender, ...]] = {
     "mlp": (
         _tight(0.001, "float64"),
-        *_solved(0.003, 0.01),
-        *_dampings(0.003, 0.01, 0.03, 0.1),
+        *_at("ggn_cg", _SOLVED, 0.003, 0.01, rtol=0.01),
+        *_at("ekfac", "EK-FAC", 0.003, 0.01, 0.03, 0.1),
         *_table(0.001),
         *_hessian(0.1, (500, 1, 256)),
         _early("ekfac", (2,), 0.001),
@@ -152,8 +139,8 @@ OURS: dict[str, tuple[Contender, ...]] = {
     ),
     "cnn": (
         _tight(0.01, "float32"),
-        *_solved(0.001, 0.03),
-        *_dampings(0.001, 0.03, 0.1),
+        *_at("ggn_cg", _SOLVED, 0.001, 0.03, rtol=0.01),
+        *_at("ekfac", "EK-FAC", 0.001, 0.03, 0.1),
         *_table(0.01),
         *_hessian(0.5, (150, 1, 128)),
         _tracin((2, 4, 6, 8, 10), 2 * 79 * 0.05),
@@ -164,9 +151,9 @@ OURS: dict[str, tuple[Contender, ...]] = {
         _models("ggn_cg", 5, 0.01, rtol=0.03),
     ),
     "transformer": (
-        *_dampings(1e-6, 1e-5, 0.0001, 0.001, 0.1),
-        *_whole(1e-6, 1e-5),
-        *_heads(0.0001, 0.001),
+        *_at("ekfac", "EK-FAC", 1e-6, 1e-5, 0.0001, 0.001, 0.1),
+        *_at("ekfac", "EK-FAC fitted on all examples", 1e-6, 1e-5, suffix=" whole", whole=True),
+        *_at("last_layer", "Gauss-Newton of the last layer alone", 0.0001, 0.001),
         *_table(0.01, without=("euclidean", "astra")),
         _row("bm25", "shared characters, rare ones first"),
         _early("ekfac", (2,), 0.01),
@@ -179,7 +166,7 @@ OURS: dict[str, tuple[Contender, ...]] = {
         replace(_models("ekfac", 5, 1e-6, whole=True), name="upweight ekfac whole 1e-06 x 5"),
     ),
     "resnet9": (
-        *_dampings(1e-5, 0.0001, 0.001, 0.1),
+        *_at("ekfac", "EK-FAC", 1e-5, 0.0001, 0.001, 0.1),
         *_table(0.01),
         _early("ekfac", (2,), 0.01),
         replace(_models("ekfac", 5, 1e-5), name="upweight ekfac 1e-05 x 5"),

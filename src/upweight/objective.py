@@ -14,11 +14,7 @@ from upweight.errors import InputError, LossError, ModelError
 from upweight.losses import CustomLoss, Loss, resolve
 from upweight.parameters import ParameterSpace, Select, Selection
 from upweight.precision import Precision, uncompiled
-from upweight.refusals import (
-    refuse_renormalising,
-    refuse_train_mode,
-    refused_checkpoints,
-)
+from upweight.refusals import refuse_renormalising, refuse_train_mode, refused_checkpoints
 
 __all__ = ["MEASURES", "Measure", "Objective", "Removal"]
 

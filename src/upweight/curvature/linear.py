@@ -60,16 +60,16 @@ class LinearCurvature(MeanOperator):
         self.size, self.dtype, self.device = space.size, space.dtype, space.device
         assert isinstance(risk.objective.loss, OutputLoss)
         self._loss = risk.objective.loss
-        self._parts, self.ends = [], [0]
-        for batch, share in risk.batches(form.together(max(1, ROWS // form.shape.numel()))):
+        self._parts, self._starts = list[_Part](), [0]
+        for batch, share in risk.batches(form.together(ROWS // form.shape.numel())):
             x, outputs = form.seen(batch)
             rows = self._loss.rows(outputs, batch.targets)
             assert rows is not None
             z, targets, factor = rows
             each = len(z) // len(batch)
-            counted = share if each == 1 else share.repeat_interleave(each) * factor
-            self._parts.append(_Part(x.reshape(len(z), -1), z, targets, counted, each))
-            self.ends.append(self.ends[-1] + len(batch))
+            share = share.repeat_interleave(each) * factor
+            self._parts.append(_Part(x.reshape(len(z), -1), z, targets, share, each))
+            self._starts.append(self._starts[-1] + len(batch))
         self.width = self._parts[0].features.shape[1]
 
     @staticmethod
@@ -118,8 +118,8 @@ class LinearCurvature(MeanOperator):
         """
         found = []
         for i in positions.flatten().tolist():
-            part = bisect_right(self.ends, i) - 1
-            found.append(self._parts[part].example(i - self.ends[part]))
+            part = bisect_right(self._starts, i) - 1
+            found.append(self._parts[part].example(i - self._starts[part]))
         filled = (pad_sequence(list(some), batch_first=True) for some in zip(*found, strict=True))
         return (some.unflatten(0, positions.shape).flatten(1, 2) for some in filled)
 

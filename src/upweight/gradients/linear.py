@@ -30,16 +30,16 @@ class _Tap(TorchFunctionMode):
 
     def __init__(self, chosen: Sequence[Tensor]) -> None:
         super().__init__()
-        self.chosen, self.calls, self.others, self.bytes = chosen, list[Any](), 0, 0
+        self.chosen, self.own = chosen, {id(parameter) for parameter in chosen}
+        self.calls, self.others, self.bytes = list[Any](), 0, 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, and keep the one that is x Wᵀ + b."""
         del types
         out = func(*args, **(kwargs or {}))
-        made = [] if isinstance(out, Tensor) and out is self.chosen[0] else list(leaves(out))
+        made = [leaf for leaf in leaves(out) if id(leaf) not in self.own]
         self.bytes += sum(leaf.nbytes for leaf in made)
-        used = {id(leaf) for leaf in leaves((args, kwargs or {}))}
-        if made and any(id(p) in used for p in self.chosen):
+        if made and any(id(leaf) in self.own for leaf in leaves((args, kwargs or {}))):
             if func is F.linear:
                 named = dict(zip(("input", "weight", "bias"), args, strict=False)) | (kwargs or {})
                 self.calls.append((named["input"], named["weight"], named.get("bias"), out))

@@ -19,7 +19,6 @@ from upweight.gradients import (
     Compression,
     TrainingGradients,
     batch_rows,
-    last_linear,
     linear_form,
     per_example,
     risk_layout,
@@ -258,7 +257,7 @@ class _Estimate:
         spent += cost.operations / _rate(torch.float64)
         held = p * p * (8.0 + (self.item if low else 0)) + LIBRARIES
         return [
-            self.stage("dense curvature", self.dense(method, operator), held),
+            self.stage("dense curvature", self.dense(operator), held),
             self.stage("factorisation and solve", spent, cost.bytes + LIBRARIES),
         ]
 
@@ -276,13 +275,13 @@ class _Estimate:
         scale = len(self.risk.data) / len(self.part.data) if summed else 1.0
         return scale * (math.ceil(rows / BLOCK) * max(one - each, 0.0) + rows * each)
 
-    def dense(self, method: Method, operator: Operator) -> float:
+    def dense(self, operator: Operator) -> float:
         """Seconds of a curvature's matrix: in closed form, or by its product with the identity."""
-        p, risk = self.space.size, self.risk
-        form = last_linear(risk.objective, risk.at(torch.tensor([0], device="cpu"))[0])
-        if form is None or not isinstance(operator, LinearCurvature):
+        p = self.space.size
+        if not isinstance(operator, LinearCurvature):
             return self.product(operator, p)
-        width, rows = p / form.outputs, len(risk.data) * form.shape.numel()
+        form = operator.form
+        width, rows = p / form.outputs, len(self.risk.data) * form.shape.numel()
         pairs = form.outputs * (form.outputs + 1) / 2
         return float(rows * pairs * width**2 * 0.625 / _rate(self.space.dtype))
 

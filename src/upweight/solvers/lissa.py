@@ -10,7 +10,7 @@ from torch import Tensor
 from upweight.bars import track
 from upweight.curvature import GaussNewton
 from upweight.errors import IndefiniteError, InputError
-from upweight.linalg import KroneckerInverse
+from upweight.linalg import KroneckerEigen, KroneckerInverse
 from upweight.linalg.cost import Cost, Load
 from upweight.linalg.operator import MeanOperator, Operator, unshifted
 from upweight.linalg.solution import Solution, Status, relative_residual
@@ -126,13 +126,14 @@ class LiSSAInverse(Inverse):
         self.solver, self.operator, self.shift = solver, operator, shift
         self.size, self.dtype, self.device = operator.size, operator.dtype, operator.device
         self.preconditioner: Operator | None = None
-        self.turned: KroneckerInverse | None = None
+        self.basis: KroneckerEigen | None = None
+        self.diagonal: Tensor | None = None
         self.scale: float | None = None
 
     def _precondition(self, rows: Tensor) -> Tensor:
         """P times rows ``[g, q, p]``."""
-        if self.turned is not None:
-            return rows * self.turned.scales
+        if self.diagonal is not None:
+            return rows * self.diagonal
         if self.preconditioner is None:
             return rows
         return self.preconditioner.apply(rows.flatten(0, 1)).view_as(rows)
@@ -150,7 +151,8 @@ class LiSSAInverse(Inverse):
                 found, base = self.preconditioner, self.operator
                 # In its basis it is diagonal, and factors of a batch are cheaper to turn than rows.
                 if isinstance(found, KroneckerInverse) and isinstance(base, GaussNewton):
-                    self.turned, self.operator = found, GaussNewton(base.risk, found.operator)
+                    self.basis, self.diagonal = found.operator, found.scales
+                    self.operator = GaussNewton(base.risk, self.basis)
                 if found is None:
                     self.notes = ("solved without preconditioner: there is none of this curvature",)
             self.scale = self._stable_scale() if stated == "auto" else stated
@@ -216,7 +218,7 @@ class LiSSAInverse(Inverse):
         """Mean over repeats, its standard error, and the residual from one full pass."""
         solver, rhs = self.solver, rows.to(self.dtype)
         scale, runs = self.find_scale(len(rhs)), None
-        rhs = rhs if self.turned is None else self.turned.operator.turn(rhs)
+        rhs = rhs if self.basis is None else self.basis.turn(rhs)
         for _ in range(RETRIES if solver.scale == "auto" else 1):
             runs = self._run(rhs, scale)
             if runs is not None:
@@ -237,7 +239,7 @@ class LiSSAInverse(Inverse):
         status = tuple(
             Status.NOT_CONVERGED if lost else Status.CONVERGED for lost in failed.tolist()
         )
-        value = value if self.turned is None else self.turned.operator.back(value)
+        value = value if self.basis is None else self.basis.back(value)
         return Solution(value, residual, status, solver.depth, error)
 
 

@@ -153,6 +153,10 @@ def _judge(task: str, stored: dict[str, Any], judge: Judge) -> None:
     """Every record anew: by what is trained now, and by the solved system."""
     solved, about, sampled = _scores(task, SOLVED), judge.about(), {}
     for name, record in stored["contenders"].items():
+        if "queries" in record:  # too few for retraining; the reference may be another by now
+            if (scratch(task) / f"{name}.npy").exists():
+                record |= harness.judged(task, name)
+            continue
         scores = None if "failed" in record else _scores(task, name)
         if scores is None and about == stored.get("retraining"):
             continue  # not in scratch any more, and judged by the same trainings

@@ -215,6 +215,19 @@ def test_few_subsets_judge_nothing(judged, tmp_path, capsys):
     assert "7 subsets are trained, judged from 8 on" in capsys.readouterr().out
 
 
+def test_rows_of_few_queries_follow_the_reference(judged, monkeypatch):
+    path = harness.RESULTS / "lds_tiny.json"
+    stored = report.read(path)
+    few = stored["contenders"]["peer"]
+    few |= {"queries": 2, "relative_error": 9.0}
+    report.dump(path, stored)
+    monkeypatch.setattr(harness, "judged", lambda task, name: {"relative_error": 0.25})
+    lds.update("tiny", [], (1, 4.0))
+    found = report.read(path)["contenders"]
+    assert found["peer"]["relative_error"] == 0.25
+    assert found["upweight fit"]["relative_error"] == 0.5
+
+
 def test_page_has_every_judged_row_best_first(judged):
     text = lds_page.page(harness.RESULTS, ("tiny", "nothing"))
     rows = [line for line in text.splitlines() if line.startswith("|")]

@@ -22,6 +22,7 @@ LAYERS = [
     {"packages", "bars", "fingerprints", "sources", "budget", "noise"},
     {"tables", "probes", "parameters", "precision", "states", "refusals"},
     {"store", "data", "losses", "kernels", "report", "reference"},
+    {"criteria"},
     {"objective"},
     {"checks"},
     {"risk", "meaning", "guard", "sinks"},

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 import upweight as uw
+from upweight.criteria import resolve
 from upweight.curvature import Columns, Draws, Labels
 from upweight.data import Data
 from upweight.errors import InputError, LossError
 from upweight.gradients import observe
-from upweight.losses import resolve
 from upweight.noise import random_signs
 from upweight.objective import Objective
 from upweight.risk import Risk

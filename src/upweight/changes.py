@@ -1,7 +1,9 @@
 """Changes of the training data and what they predict: remove, relabel, reweight, replace."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, final
 
 import numpy as np
@@ -12,10 +14,10 @@ from upweight.answers import WhatIf
 from upweight.checks import probe
 from upweight.data import Data
 from upweight.errors import DataError
-from upweight.gradients import per_example
+from upweight.gradients import batch_rows, per_example
 from upweight.meaning import meaning_of, removal_gradient_row, removal_score
 from upweight.objective import Objective
-from upweight.risk import Risk
+from upweight.risk import DEFAULT_BATCH, Risk
 
 __all__ = ["ALONE", "Change", "measured", "moved", "predict", "relabelled"]
 
@@ -43,9 +45,9 @@ class Change:
         if not isinstance(self.remove, tuple):
             raise DataError(f"remove takes a list of ids, got {self.remove!r}. Put it in brackets.")
         named = [*self.remove, *self.relabel, *self.reweight, *self.replace]
-        twice = {key for key in named if named.count(key) > 1}
-        if twice:
-            raise DataError(f"The id {next(iter(twice))!r} is named twice in one change.")
+        twice = next((key for key, times in Counter(named).items() if times > 1), None)
+        if twice is not None:
+            raise DataError(f"The id {twice!r} is named twice in one change.")
         for key, factor in self.reweight.items():
             if not 0 <= factor < float("inf"):
                 raise DataError(f"The weight factor of {key!r} must be finite and ≥ 0: {factor}.")
@@ -53,7 +55,7 @@ class Change:
     @classmethod
     def of(cls, remove: Any, *changed: Mapping[Any, Any] | None) -> "Change":
         """A change from what a user passes: ids to remove, then the three mappings or None."""
-        ids: Any = remove if isinstance(remove, (str, int)) else tuple(remove)
+        ids: Any = remove if isinstance(remove, (str, Integral)) else tuple(remove)
         return cls(ids, *(part or {} for part in changed))
 
     def __len__(self) -> int:
@@ -81,13 +83,15 @@ def _weighed(risk: Risk, data: Data, rows: Tensor, own: Tensor) -> Tensor:
     """
     objective = risk.objective
     probe(objective, data, role="changed examples")
-    batch = objective.place(data.rows())
-    objective.loss.check(objective.outputs(objective.space.values(), batch), batch.targets)
-    said = objective.loss.weights(batch.targets)
-    weight = own if said is None else own * said.cpu()
-    extra = (rows @ removal_gradient_row(objective))[:, None]
-    products = per_example(objective, batch).dot(rows) + extra
-    return removal_score(products, (weight / risk.total).to(rows))
+    extra, found = (rows @ removal_gradient_row(objective))[:, None], []
+    for plain in data.batches(batch_rows(risk)):
+        batch = objective.place(plain)
+        objective.loss.check(objective.outputs(objective.space.values(), batch), batch.targets)
+        said = objective.loss.weights(batch.targets)
+        weight = own[batch.positions] if said is None else own[batch.positions] * said.cpu()
+        products = per_example(objective, batch).dot(rows) + extra
+        found.append(removal_score(products, (weight / risk.total).to(rows)))
+    return torch.cat(found, 1)
 
 
 def relabelled(here: Data, labels: Sequence[Any]) -> Data:
@@ -99,7 +103,12 @@ def relabelled(here: Data, labels: Sequence[Any]) -> Data:
     old = here.rows().targets
     if not isinstance(old, Tensor):
         raise DataError("The training data has no single tensor of targets to relabel.")
-    new = [torch.as_tensor(label, device="cpu") for label in labels]
+    try:
+        new = [torch.as_tensor(label, device="cpu") for label in labels]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"New labels are numbers, as the old ones ({old.dtype}) are: {error}."
+        ) from error
     if any(label.numel() != old[0].numel() for label in new):
         raise DataError(
             f"New labels must have the shape of the old ones, {tuple(old.shape[1:])}; got "
@@ -133,6 +142,8 @@ def moved(risk: Risk, change: Change, rows: Tensor) -> Tensor:
         after = here
         if kind == 0:
             own = own * torch.tensor(list(factors.values()), dtype=torch.float64)
+            if not bool(own.any()):
+                continue
         elif kind == 1:
             after = relabelled(here, list(change.relabel.values()))
         else:
@@ -144,10 +155,11 @@ def moved(risk: Risk, change: Change, rows: Tensor) -> Tensor:
 
 def measured(objective: Objective, queries: Data) -> np.ndarray:
     """The objective's measure of every query under the model at hand, ``[q]``, float64."""
+    asked, params = objective.measured(objective.measure), objective.space.values()
     with torch.no_grad():
-        batch = objective.place(queries.rows())
-        found = objective.measured(objective.measure)(objective.space.values(), batch)
-    values: np.ndarray = found.cpu().double().numpy()
+        batches = map(objective.place, queries.batches(queries.batch_size or DEFAULT_BATCH))
+        found = torch.cat([asked(params, batch).cpu().double() for batch in batches])
+    values: np.ndarray = found.numpy()
     return values
 
 

@@ -1,5 +1,6 @@
 """Checks of a few rows before long work: that a question has one finite answer per example."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -7,12 +8,16 @@ from torch import Tensor
 
 from upweight.data import Batch, Data
 from upweight.errors import DataError, LossError, ModelError, NonFiniteError, UpweightError
-from upweight.losses import CrossEntropy, Loss
+from upweight.losses import CrossEntropy, CustomLoss, Loss
 from upweight.objective import Measure, Objective
 from upweight.refusals import unchanging
 from upweight.sources import leaves
 
-__all__ = ["probe", "require_finite"]
+__all__ = ["probe", "refuse_asymmetric", "refuse_flat", "require_finite"]
+
+ROWS = 4
+LARGEST_COPY = 2**24  # parameters of a model that is copied for a check
+ASYMMETRY = 1e-5  # of the length of a product
 
 
 def _try(objective: Objective, batch: Batch, measure: Measure, role: str) -> Any:
@@ -97,6 +102,89 @@ def _refuse_unshifted(loss: Loss, batch: Batch) -> None:
                 "token it has just read. Shift the labels by one (labels[:, :-1] = ids[:, 1:], the "
                 "last ignored), or pass a loss that shifts."
             )
+
+
+def refuse_flat(objective: Objective, data: Data) -> None:
+    """Raise LossError for a loss without curvature in the outputs, whose Gauss-Newton matrix is 0.
+
+    Its second derivative is taken at the outputs of a few rows and at others far around them.
+    """
+    if not isinstance(objective.loss, CustomLoss):
+        return
+    batch = objective.place(data.rows(0, min(ROWS, len(data))))
+    with torch.no_grad():
+        outputs = objective.call(batch)
+    if not isinstance(outputs, Tensor):
+        return
+    generator = torch.Generator().manual_seed(0)
+    along, *noise = torch.randn(4, *outputs.shape, generator=generator, dtype=torch.float64).to(
+        outputs
+    )
+    steps = [size * one for size, one in zip((0.1, 1.0, 10.0), noise, strict=True)]
+    points = [outputs, *(outputs + step for step in steps), *steps]
+    for point in points:
+        bend = _second(lambda z: objective.loss(z, batch.targets).sum(), point, along)
+        if bool(bend.any()):
+            return
+    raise LossError(
+        f"The loss {objective.loss.name!r} has no second derivative in the model's outputs (as "
+        "nll_loss of log-probabilities, or |z − y|), so its Gauss-Newton matrix is 0 and scores "
+        "would be plain products of gradients. Return logits and use loss='cross_entropy', or use "
+        "a smooth loss, or method='exact' or the empirical Fisher."
+    )
+
+
+def _second(function: Callable[[Tensor], Tensor], at: Tensor, along: Tensor) -> Tensor:
+    """The second derivative at a point along a direction."""
+    leaf = at.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        (slope,) = torch.autograd.grad(function(leaf), leaf, create_graph=True)
+        if not slope.requires_grad:
+            return torch.zeros_like(leaf)
+        found: tuple[Tensor, ...] = torch.autograd.grad(
+            slope, leaf, along.to(slope), allow_unused=True, materialize_grads=True
+        )
+    return found[0]
+
+
+def _doubled(objective: Objective) -> Objective | None:
+    """The objective in double precision; None for a model too large for a copy, or without."""
+    if objective.space.dtype == torch.float64:
+        return objective
+    if sum(p.numel() for p in objective.model.parameters()) > LARGEST_COPY:
+        return None
+    try:
+        return objective.in_double()
+    except (RuntimeError, TypeError):  # what torch or the model cannot copy
+        return None
+
+
+def refuse_asymmetric(objective: Objective, data: Data) -> None:
+    """Raise ModelError where torch's second derivatives are none: u·Hv is not v·Hu.
+
+    In double: the Hessian of a sure model is rounding in single precision.
+    """
+    twin = _doubled(objective)
+    if twin is None:
+        return
+    batch = twin.place(data.rows(0, min(ROWS, len(data))))
+    generator = torch.Generator().manual_seed(0)
+    pair = torch.randn(2, twin.space.size, generator=generator, dtype=torch.float64)
+    pair = pair.to(twin.space.device)
+
+    def total(row: Tensor) -> Tensor:
+        return twin.losses(twin.space.unflatten(row), batch).sum()
+
+    bent = torch.stack([_second(total, twin.space.row(), one) for one in pair])
+    one, other = (bent[0] * pair[1]).sum(), (bent[1] * pair[0]).sum()
+    if not bool((one - other).abs() <= ASYMMETRY * bent.norm(dim=1).max()):
+        raise ModelError(
+            "The second derivatives of this model are not symmetric, so that torch's are wrong "
+            "(those of weight_norm are, in some versions, and of an autograd.Function whose "
+            "backward is not differentiable). Remove the parametrization "
+            "(torch.nn.utils.parametrize.remove_parametrizations), or use method='ggn_cg' or "
+            "another with first derivatives alone."
+        )
 
 
 def require_finite(values: Tensor, what: str, batch: Batch) -> None:

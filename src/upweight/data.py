@@ -53,8 +53,9 @@ class Batch:
             return leaf.to(device, dtype if leaf.is_floating_point() else None)
 
         def label(leaf: Tensor) -> Tensor:
-            # Labels index, and −100 has no place in a byte.
-            return move(leaf) if leaf.is_floating_point() else leaf.to(device, torch.int64)
+            # Labels index, and −100 has no place in a byte; what is true or false stays so.
+            whole = not leaf.is_floating_point() and leaf.dtype != torch.bool
+            return leaf.to(device, torch.int64) if whole else move(leaf)
 
         return Batch(map_leaves(move, self.inputs), map_leaves(label, self.targets), self.positions)
 

@@ -87,7 +87,7 @@ def query_batches(objective: Objective, queries: Data, measure: Measure) -> Iter
     """
     probe(objective, queries, measure, role="queries")
     batches = queries.batches(queries.batch_size or DEFAULT_BATCH)
-    if measure == "loss":
+    if not callable(measure):
         batches = (batch for batch, _ in checked_targets(objective, queries, DEFAULT_BATCH))
     for batch in batches:
         yield objective.place(batch)
@@ -162,7 +162,7 @@ def located(risk: Risk) -> Iterator[None]:
     """When the numbers fail inside, look for the batch and parameter that made them fail."""
     try:
         yield
-    except (NonFiniteError, NotConvergedError):
+    except (NonFiniteError, NotConvergedError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
         locate_nonfinite(risk)
         raise
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal, final
 
@@ -9,12 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from upweight.criteria import resolve
 from upweight.data import Batch
 from upweight.errors import InputError, LossError, ModelError
-from upweight.losses import CustomLoss, Loss, resolve
+from upweight.losses import CustomLoss, Loss
 from upweight.parameters import ParameterSpace, Select, Selection
 from upweight.precision import Precision, uncompiled
-from upweight.refusals import refuse_renormalising, refuse_train_mode, refused_checkpoints
+from upweight.refusals import refuse_renormalising, refuse_train_mode, refused_untaken
+from upweight.sources import map_leaves
 
 __all__ = ["MEASURES", "Measure", "Objective", "Removal"]
 
@@ -169,19 +172,27 @@ class Objective:
 
     def place(self, batch: Batch) -> Batch:
         """The batch on the model's device in the model's dtype."""
-        return batch.to(self.space.device, self.space.dtype)
+        placed = batch.to(self.space.device, self.space.dtype)
+        if isinstance(self.loss, CustomLoss):
+            return placed
+
+        def label(leaf: Tensor) -> Tensor:
+            return leaf.long() if leaf.dtype == torch.bool else leaf
+
+        return replace(placed, targets=map_leaves(label, placed.targets))
 
     def outputs(self, params: Mapping[str, Tensor], batch: Batch) -> Any:
         """Outputs of the model at given parameters; logits where the loss is a named one."""
-        arguments = batch.inputs
-        # Parameters that were not chosen are constants, whatever they require.
-        fixed = {
-            name: p.detach() for name, p in self.model.named_parameters() if name not in params
+        # Every attribute once, by a path to its module: of a module with two paths torch would put
+        # back at the second what it had put in at the first. What was not chosen is a constant.
+        first = {id(p): name for name, p in self.model.named_parameters()}
+        values = {
+            f"{path}.{key}".lstrip("."): params.get(first[id(p)], p.detach())
+            for path, module in self.model.named_modules()
+            for key, p in module.named_parameters(recurse=False, remove_duplicate=False)
         }
-        values = {**fixed, **params}
-        if isinstance(arguments, dict):
-            return self._run(lambda: functional_call(self.model, values, (), arguments))
-        return self._run(lambda: functional_call(self.model, values, arguments))
+        given = ((), batch.inputs) if isinstance(batch.inputs, dict) else (batch.inputs, {})
+        return self._run(lambda: functional_call(self.model, values, *given, tie_weights=False))
 
     def call(self, batch: Batch) -> Any:
         """Outputs of the module itself, as the user would call it."""
@@ -193,7 +204,7 @@ class Objective:
     def _run(self, forward: Callable[[], Any]) -> Any:
         """What the loss is given: logits where it is a named one and the model returns more."""
         known = self.autocast
-        with uncompiled(), refused_checkpoints():
+        with uncompiled(), refused_untaken():
             outputs = forward() if known is None else known.run(forward, self.space.dtype)
         if isinstance(self.loss, CustomLoss) or isinstance(outputs, Tensor):
             return outputs

@@ -145,6 +145,11 @@ class ParameterSpace:
         self._chosen = _selected(module, select)
         first = next(iter(self._chosen.values()))
         mixed = {(p.dtype, p.device) for p in self._chosen.values()}
+        if first.is_complex():
+            raise ModelError(
+                f"The chosen parameters are complex ({first.dtype}). Keep real and imaginary parts "
+                "as a real parameter each (torch.view_as_complex joins them), or leave them out."
+            )
         if len(mixed) > 1:
             raise ModelError(
                 f"The chosen parameters mix dtypes or devices: {sorted(map(str, mixed))}. "

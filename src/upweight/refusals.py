@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from upweight.errors import ModelError
 
-__all__ = ["refuse_renormalising", "refuse_train_mode", "refused_checkpoints", "unchanging"]
+__all__ = ["refuse_renormalising", "refuse_train_mode", "refused_untaken", "unchanging"]
 
 
 def _depends_on_mode(module: nn.Module) -> bool:
@@ -60,17 +60,28 @@ def unchanging(model: nn.Module) -> Iterator[None]:
         )
 
 
+# What torch says of a part of a model that ``torch.func`` cannot take, and what that is.
+UNTAKEN = {
+    "saved tensor hooks": "The model checkpoints its activations (torch.utils.checkpoint), and "
+    "torch cannot differentiate that more than once, or for each example of an operation without a "
+    "rule. Switch checkpointing off while explaining, as model.eval() does in many models, or use "
+    "method='ekfac' with parameters in known layers.",
+    "Cannot access data pointer": "The model has an operation that torch cannot differentiate more "
+    "than once, as packed sequences (pack_padded_sequence) are. Pad and mask in place of packing, "
+    "or use a method that takes first derivatives alone, as 'ekfac' or 'no_hessian'.",
+    "setup_context": "The model has an autograd.Function of the old form, which torch cannot "
+    "differentiate more than once. Give it setup_context and a differentiable backward, or use a "
+    "method that takes first derivatives alone, as 'ekfac' or 'no_hessian'.",
+}
+
+
 @contextmanager
-def refused_checkpoints() -> Iterator[None]:
-    """A clear word for activation checkpoints inside ``torch.func``, which cannot take them."""
+def refused_untaken() -> Iterator[None]:
+    """A clear word for what ``torch.func`` cannot take."""
     try:
         yield
     except RuntimeError as error:
-        if "saved tensor hooks" not in str(error):
-            raise
-        raise ModelError(
-            "The model checkpoints its activations (torch.utils.checkpoint), and torch cannot "
-            "differentiate that more than once, or for each example of an operation without a "
-            "rule. Switch checkpointing off while explaining, as model.eval() does in many "
-            "models, or use method='ekfac' with parameters in known layers."
-        ) from error
+        for said, word in UNTAKEN.items():
+            if said in str(error):
+                raise ModelError(word) from error
+        raise

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from upweight.bars import track
 from upweight.budget import budget, in_steps
+from upweight.checks import refuse_flat
 from upweight.curvature.moments import LARGEST_SIDE, Moments, Whole
-from upweight.curvature.slopes import Slopes
+from upweight.curvature.slopes import Labels, Slopes
 from upweight.data import Batch
 from upweight.errors import InputError
 from upweight.gradients import Layout, Observation, observe, risk_layout
@@ -157,6 +158,8 @@ def fittings(risk: Risk, slopes: Slopes, *, rows: Rows, seed: int, exact: int = 
     A convolution early in a network has many positions an example, and a part of the examples
     determines its moments amply; the wide layer behind it has one, and needs them all.
     """
+    if not isinstance(slopes, Labels):
+        refuse_flat(risk.objective, risk.data)
     count, sides = len(risk.data), sides_of(risk)
     fitted = _rows_for(sides, rows, count)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))

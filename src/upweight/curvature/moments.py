@@ -7,6 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from upweight.errors import NonFiniteError
 from upweight.linalg import Block, Eigenblock, Outer, Spectra
 from upweight.linalg.blocks import form, pieces
 from upweight.linalg.gram import add_gram, mirror
@@ -94,7 +95,12 @@ def eigen(moment: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues and vectors, in double where single precision fails.
 
     It may, on many equal eigenvalues: LAPACK then says so, or returns NaN.
+
+    Raises:
+        NonFiniteError: the moment is not finite.
     """
+    if not bool(torch.isfinite(moment).all()):
+        raise NonFiniteError("A moment of the curvature is not finite. Look for NaN in the data.")
     try:
         values, vectors = torch.linalg.eigh(moment)
         found = bool(torch.isfinite(vectors).all())

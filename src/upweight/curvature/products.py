@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.func import grad
 
 from upweight.budget import budget
+from upweight.checks import refuse_asymmetric, refuse_flat
 from upweight.curvature.slopes import Columns
 from upweight.data import Batch
 from upweight.errors import LossError
@@ -120,7 +121,15 @@ class Hessian(_RiskCurvature):
 
     Args:
         risk: the objective and its data.
+
+    Raises:
+        ModelError: torch's second derivatives of the model are not symmetric.
     """
+
+    def __init__(self, risk: Risk) -> None:
+        super().__init__(risk)
+        with math_attention():
+            refuse_asymmetric(risk.objective, risk.data)
 
     def product(self, batch: Batch, share: Tensor) -> Product:
         """One forward and double backward, shared by all rows."""
@@ -144,10 +153,14 @@ class GaussNewton(_RiskCurvature):
     Args:
         risk: the objective and its data.
         basis: Q of a curvature, in whose coordinates rows are: the product is then one with QᵀGQ.
+
+    Raises:
+        LossError: the loss has no curvature in the outputs.
     """
 
     def __init__(self, risk: Risk, basis: KroneckerEigen | None = None) -> None:
         super().__init__(risk)
+        refuse_flat(risk.objective, risk.data)
         self.basis = basis
         # Columns of the loss's root by the shape of an example's inputs.
         self._counted: dict[tuple[torch.Size, ...], int | None] = {}

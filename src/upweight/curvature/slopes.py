@@ -92,7 +92,7 @@ def principal(columns: Sequence[Tensor]) -> list[Tensor]:
     """
     if len(columns) > MOST_TURNED:
         return list(columns)
-    stacked = torch.stack([column.flatten(1) for column in columns], 2)
+    stacked = torch.stack([column.reshape(len(column), -1) for column in columns], 2)
     wide = stacked.double()
     squares, turns = torch.linalg.eigh(wide.mT @ wide)
     least = torch.finfo(stacked.dtype).eps * squares.sum(1, keepdim=True)

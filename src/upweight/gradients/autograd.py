@@ -70,7 +70,7 @@ def map_rows(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
     try:
         mapped: Tensor = vmap(function, chunk_size=ROW_CHUNK)(rows)
         return mapped
-    except (RuntimeError, NotImplementedError):
+    except (RuntimeError, NotImplementedError, ModelError):
         return torch.stack([function(row) for row in rows])
 
 
@@ -153,9 +153,13 @@ class AutogradGradients(Gradients):
                 matrix: Tensor = mapped(self.row, batch.inputs, batch.targets)
             return matrix.detach()
         except (RuntimeError, NotImplementedError, ValueError):
-            slopes = grad(lambda row, one: self._values(row, one)[0])
-            ones = (batch.part(slice(i, i + 1)) for i in range(len(batch)))
-            return torch.stack([slopes(self.row, one) for one in ones]).detach()
+            return torch.cat([self._plain(batch.part(slice(i, i + 1))) for i in range(len(batch))])
+
+    def _plain(self, one: Batch) -> Tensor:
+        """One gradient ``[1, p]`` without ``torch.func``, which some operations refuse."""
+        row = self.row.clone().requires_grad_()
+        with torch.enable_grad(), math_attention():
+            return torch.stack(torch.autograd.grad(self._values(row, one)[0], row))
 
 
 def _unsqueeze(tree: Any) -> Any:

@@ -111,7 +111,7 @@ class Observation:
         """Gradients ``J_iᵀ slope_i`` of each example for slopes in the outputs' shape."""
         terms = self._pull(self.outputs, slope, keep=keep)
         asked = replace(self.batch, targets=slope)
-        return self._with_general(terms, lambda a, b: (a * b).flatten(1).sum(1), asked)
+        return self._with_general(terms, lambda a, b: (a * b).reshape(len(a), -1).sum(1), asked)
 
     def _captured(self, measure: Measure, *, keep: bool) -> dict[str, list[Outer]]:
         with torch.enable_grad():
@@ -227,7 +227,9 @@ def _proved(objective: Objective, batch: Batch) -> Layout:
     uses, wrong = _agreeing(trial.calls)
     joined = _joined(objective, trial.calls, uses)
     layout = _assembled(objective, uses, joined, routed, axes)
-    wrong |= routed | _disproved(objective, layout, some)
+    # A gradient of 0 proves nothing of what no rule has seen.
+    unseen = set(objective.space.shapes) - set(uses) - set(joined.values())
+    wrong |= routed | unseen | _disproved(objective, layout, some)
     if wrong:
         axes, _ = _axes(objective, batch, wrong)
         joined = {w: b for w, b in joined.items() if not {w, b} & wrong}

@@ -5,11 +5,12 @@ seen wherever it is used, and the user's model is not touched. One rule per oper
 by ``@rule``, says which outer products the gradient of its weight is made of.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -73,8 +74,9 @@ class Use:
     transposed: bool = False
 
 
-# Outputs of these have as many rows as the data decide.
+# The data decide how many rows these give, or in which order.
 ROUTES = {torch.nonzero, Tensor.nonzero, torch.argwhere, torch.masked_select, Tensor.masked_select}
+SORTS = {torch.sort, Tensor.sort, torch.argsort, Tensor.argsort, torch.topk, Tensor.topk}
 _T: Any = Tensor.T
 _MT: Any = Tensor.mT
 TURNS = {Tensor.t, torch.t, _T.__get__, _MT.__get__, Tensor.transpose, torch.transpose}
@@ -178,24 +180,36 @@ class Watch(TorchFunctionMode):
     def _run(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
         if func in VIEWS and isinstance(args[0], Tensor) and self._concerned(args[:1], None):
             return self._view(func, args, kwargs)
-        known = RULES.get(func)
-        if known is None or not self._concerned(args, kwargs):
+        if not self._concerned(args, kwargs):
             return func(*args, **kwargs)
-        function, takes = known
+        function, takes = RULES.get(func, (None, {}))
         named = {**takes, **dict(zip(takes, args, strict=False)), **kwargs}
-        if len(named) > len(takes) or len(args) > len(takes):  # an overload without a rule
-            return func(*args, **kwargs)
+        if function is None or len(named) > len(takes) or len(args) > len(takes):
+            return self._unruled(func(*args, **kwargs), leaves((args, kwargs)))
         parts = ((self.source(x), x) for x in named.values())
         used = [(s and s.name, x.dim() if isinstance(x, Tensor) else None) for s, x in parts]
         self.kind = (func, *used)
         return function(self, Given(operation=func, **named))
 
+    def _unruled(self, out: Any, given: Iterable[Tensor]) -> Any:
+        """Note parameters of an operation without a rule, which the proof's rows may not reach."""
+        if self.axes is None and any(leaf.is_floating_point() for leaf in leaves(out)):
+            self.routed |= {source.name for source in map(self.source, given) if source}
+        return out
+
     def _follow(self, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> None:
-        """Note parameters used on as many rows as the data decide: those are of no example."""
+        """Note parameters used on rows that the data choose or sort: those are of no example."""
         routes = func in ROUTES or (func is torch.where and len(args) == 1)
         if func is Tensor.__getitem__:
             places = args[1] if isinstance(args[1], tuple) else (args[1],)
             routes = any(isinstance(x, Tensor) and x.dtype == torch.bool for x in places)
+            # An order of all rows need not come from torch.
+            ordered = all(np.shape(x)[:1] == (self.count,) for x in (args[0], places[0]))
+            routes |= ordered and not any(map(np.shape, places[1:])) and not self.source(args[0])
+        elif func in SORTS:
+            place = 2 if "topk" in func.__name__ else 1
+            axis = kwargs.get("dim", args[place] if len(args) > place else -1)
+            routes = axis in (0, -args[0].dim()) or args[0].dim() < 2
         given = {id(x): x for x in leaves((args, kwargs))}
         if routes or given.keys() & self._loose.keys():
             sources = map(self.source, given.values())
@@ -257,7 +271,12 @@ class Watch(TorchFunctionMode):
         axis, n, x = self.axis, self.count, x.detach()
         if axis == 1:
             x = x.movedim(1, 0)
-        elif axis is None and not self._spread(x, features):
+        if axis is not None and self.axes is not None and len(x) % n:
+            raise ModelError(
+                f"The model runs {n} rows in parts: an operation has {len(x)} of them. Let it run "
+                "a batch whole, and choose the batch size in the data."
+            )
+        if axis is None and not self._spread(x, features):
             x = x.expand(n, *x.shape)
         elif axis is None:
             x = x.expand(n, *x.shape[1:])

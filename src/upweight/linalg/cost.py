@@ -40,6 +40,8 @@ class Cost:
     Attributes:
         products: of all rows with the curvature, a usual number where it depends on the curvature.
         single: products of one row, whatever the number of rows.
+        steps: of a random series, each a product of all rows with a few examples' part of it.
+        drawn: examples of a step.
         passes: over the data, forward and back, beside those of the products.
         matrix: whether the curvature is made a matrix ``[p, p]`` in float64.
         operations: multiply-adds of the solver's own.
@@ -54,6 +56,8 @@ class Cost:
 
     products: float = 0.0
     single: float = 0.0
+    steps: float = 0.0
+    drawn: int = 0
     passes: float = 0.0
     matrix: bool = False
     operations: float = 0.0

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar, final
 import torch
 from torch import Tensor
 
-from upweight.errors import IndefiniteError, NotConvergedError, UpweightError
+from upweight.errors import IndefiniteError, NonFiniteError, NotConvergedError, UpweightError
 from upweight.linalg.values import RowValues
 
 __all__ = ["Solution", "Status", "Value", "indefinite", "relative_residual"]
@@ -112,8 +112,14 @@ class Solution(Generic[Value]):
 
 
 def indefinite(values: Tensor) -> str:
-    """What to say of a curvature whose eigenvalues ``[p]``, ascending, are not all positive."""
+    """What to say of a curvature whose eigenvalues ``[p]``, ascending, are not all positive.
+
+    Raises:
+        NonFiniteError: they are no numbers.
+    """
     least, largest = float(values[0]), float(values.abs().max())
+    if least != least:
+        raise NonFiniteError("The curvature is not finite. Look for NaN or overflow in the data.")
     if abs(least) <= FLAT * largest:
         what, damping = "singular: its smallest eigenvalue is 0 up to rounding", 1e-6 * largest
     else:

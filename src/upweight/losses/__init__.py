@@ -1,12 +1,10 @@
-"""Per-example losses and the names they go by."""
+"""Per-example losses."""
 
 from upweight.losses.base import CustomLoss, Loss, OutputLoss
 from upweight.losses.cross_entropy import CrossEntropy
 from upweight.losses.elementwise import BinaryCrossEntropy, Hinge, MeanSquaredError, SmoothHinge
-from upweight.losses.names import NAMES, resolve
 
 __all__ = [
-    "NAMES",
     "BinaryCrossEntropy",
     "CrossEntropy",
     "CustomLoss",
@@ -15,5 +13,4 @@ __all__ = [
     "MeanSquaredError",
     "OutputLoss",
     "SmoothHinge",
-    "resolve",
 ]

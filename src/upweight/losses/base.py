@@ -20,6 +20,7 @@ __all__ = ["CustomLoss", "Loss", "OutputLoss", "Signs"]
 
 Signs = Callable[[torch.Size], Tensor]
 MOST_OUTPUTS = 256
+ROUNDING = 1e-12  # of a second derivative in double: what is smaller has no sign
 
 
 class Loss(ABC):
@@ -154,12 +155,14 @@ class CustomLoss(Loss):
             return self.function(shaped, alone)[0]
 
         over = (0, None if targets is None else 0)
-        second = vmap(hessian(single), in_dims=over)(outputs.detach().flatten(1), targets)
+        # In double: a sure model's p − p² is rounding in single precision.
+        wide = outputs.detach().double().reshape(len(outputs), -1)
+        second = vmap(hessian(single), in_dims=over)(wide, targets)
         values, vectors = torch.linalg.eigh(second)
-        if bool((values < -1e-6 * values.abs().amax(1, keepdim=True)).any()):
+        if bool((values < -1e-6 * values.abs().amax(1, keepdim=True) - ROUNDING).any()):
             raise LossError(
                 f"{self.name!r} is not convex in the outputs, so its Gauss-Newton matrix is not "
                 "positive. Use the empirical Fisher."
             )
         root: Tensor = vectors * values.clamp_min(0).sqrt()[:, None]
-        return root
+        return root.to(outputs)

@@ -39,6 +39,8 @@ class CrossEntropy(OutputLoss):
         weight: class weights ``[c]``; they weigh examples in the mean, as in torch.
         label_smoothing: ε of Szegedy et al. (2016).
         ignore_index: target that does not count.
+        normalised: whether outputs must be log-probabilities, as those of ``nn.NLLLoss`` are: they
+            are their own log softmax, and what holds of logits holds of them.
 
     Raises:
         LossError: class weights together with label smoothing, or labels outside 0..c−1.
@@ -54,6 +56,7 @@ class CrossEntropy(OutputLoss):
         weight: Tensor | None = None,
         label_smoothing: float = 0.0,
         ignore_index: int = -100,
+        normalised: bool = False,
     ) -> None:
         if weight is not None and label_smoothing:
             raise LossError(
@@ -63,6 +66,7 @@ class CrossEntropy(OutputLoss):
         self.weight = weight
         self.label_smoothing = label_smoothing
         self.ignore_index = ignore_index
+        self.normalised = normalised
         self.name, self.unit = "cross_entropy", "nats"
 
     def _class_last(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -130,7 +134,14 @@ class CrossEntropy(OutputLoss):
                 f"Targets {tuple(targets.shape)} do not fit outputs {tuple(outputs.shape)}: "
                 "expected one label per row (and position)."
             )
-        classes = self._class_last(outputs, targets).shape[-1]
+        last = self._class_last(outputs, targets)
+        total = last.logsumexp(-1).abs().max()
+        if self.normalised and not bool(total < (1e-3 if outputs.dtype.itemsize >= 4 else 5e-2)):
+            raise LossError(
+                f"nll_loss expects log-probabilities, and the probabilities of a row sum to "
+                f"{float(total.exp()):.3g}. Return log_softmax(...), or use 'cross_entropy'."
+            )
+        classes = last.shape[-1]
         wrong = (targets != self.ignore_index) & ((targets < 0) | (targets >= classes))
         if bool(wrong.any()):
             raise LossError(

@@ -247,11 +247,14 @@ class _Estimate:
         spent = cost.products * self.product(operator, self.queries) + cost.passes * self.floor
         if cost.single:
             spent += cost.single * self.product(operator, 1)
+        if cost.steps and isinstance(operator, MeanOperator):
+            spent += cost.steps * self.step(operator, cost.drawn)
         if not cost.matrix:
             spent += cost.operations / _rate(self.space.dtype) if cost.operations else 0.0
             held = self.resident(self.multiplying(method) + cost.bytes)
             without = f", without {cost.without}" if cost.without else ""
-            name = f"solve (about {cost.products + cost.single:.0f} products{without})"
+            count = cost.products + cost.single + cost.steps * cost.drawn / self.load.examples
+            name = f"solve (about {count:.0f} products{without})"
             return [self.stage(name, spent, held)]
         p, low = self.space.size, self.item < 8
         spent += cost.operations / _rate(torch.float64)
@@ -274,6 +277,13 @@ class _Estimate:
         summed = isinstance(operator, MeanOperator)
         scale = len(self.risk.data) / len(self.part.data) if summed else 1.0
         return scale * (math.ceil(rows / BLOCK) * max(one - each, 0.0) + rows * each)
+
+    def step(self, operator: MeanOperator, drawn: int) -> float:
+        """Seconds of a product of all rows with a few examples' part, mostly its own start."""
+        rows = self.directions()[None]
+        positions = torch.zeros(1, drawn, dtype=torch.long, device="cpu")
+        took = seconds(partial(operator.apply_sampled, rows, positions))
+        return took * max(1.0, self.queries / rows.shape[1])
 
     def dense(self, operator: Operator) -> float:
         """Seconds of a curvature's matrix: in closed form, or by its product with the identity."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from upweight.bars import track
 from upweight.budget import budget
-from upweight.errors import NonFiniteError
+from upweight.errors import InputError, NonFiniteError
 from upweight.linalg.cost import Cost, Load
 from upweight.linalg.operator import Operator, Recycled, Shifted
 from upweight.linalg.solution import Solution, Status, relative_residual
@@ -77,7 +77,16 @@ class CG(Solver):
         return Recycled(operator, Directions(budget() // 2))
 
     def init(self, operator: Operator) -> "CGInverse":
-        """Nothing yet: a preconditioner is made when there are rows to solve."""
+        """Nothing yet: a preconditioner is made when there are rows to solve.
+
+        Raises:
+            InputError: in half precision, where directions do not stay conjugate.
+        """
+        if operator.dtype.itemsize < 4:
+            raise InputError(
+                "Conjugate gradients need single precision, and the parameters are "
+                f"{operator.dtype}. Use model.float(), or method='ekfac' as it is."
+            )
         return CGInverse(self, operator)
 
 

@@ -90,10 +90,11 @@ class LiSSA(Solver):
         return scale * damp
 
     def cost(self, load: Load) -> Cost:
-        """As many examples' products as are drawn, and one with all of them for the residual."""
-        drawn = self.depth * self.repeats * self.batch_size / load.examples
+        """A small product for every step of every repeat, and a whole one for the residual."""
         return Cost(
-            products=drawn + 1,
+            products=1,
+            steps=self.depth * self.repeats,
+            drawn=self.batch_size,
             bytes=CARRIED * self.repeats * load.bytes,
             without="" if self.preconditioner is None else "its preconditioner",
         )

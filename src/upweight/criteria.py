@@ -9,9 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from upweight.errors import LossError
-from upweight.losses.base import CustomLoss, Loss
-from upweight.losses.cross_entropy import CrossEntropy
-from upweight.losses.elementwise import BinaryCrossEntropy, Hinge, MeanSquaredError, SmoothHinge
+from upweight.losses import (
+    BinaryCrossEntropy,
+    CrossEntropy,
+    CustomLoss,
+    Hinge,
+    Loss,
+    MeanSquaredError,
+    SmoothHinge,
+)
 
 __all__ = ["NAMES", "resolve"]
 
@@ -23,8 +29,12 @@ NAMES: dict[str, Callable[[], Loss]] = {
     "smooth_hinge": SmoothHinge,
 }
 
+# Of log-probabilities the softmax is themselves: their negative is the cross-entropy of logits, and
+# linear in the outputs only as long as nobody asks that they stay log-probabilities.
+_LIKELIHOOD = functools.partial(CrossEntropy, normalised=True)
 _FUNCTIONS: dict[Any, Callable[..., Loss]] = {
     F.cross_entropy: CrossEntropy,
+    F.nll_loss: _LIKELIHOOD,
     F.binary_cross_entropy_with_logits: BinaryCrossEntropy,
     F.mse_loss: MeanSquaredError,
 }
@@ -32,19 +42,25 @@ _FUNCTIONS: dict[Any, Callable[..., Loss]] = {
 _ELEMENTWISE = (nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.SoftMarginLoss)
 
 
+def _refuse_sum(name: str, reduction: str) -> None:
+    if reduction == "sum":
+        raise LossError(
+            f"{name}(reduction='sum') trains on a sum, and the objective here is a mean. Divide l2 "
+            "by the number of examples and pass reduction='mean'."
+        )
+
+
 def _criterion(criterion: nn.Module) -> Loss:
     """A torch criterion's per-example loss; its reduction is the library's business."""
-    if getattr(criterion, "reduction", "mean") == "sum":
-        raise LossError(
-            f"{type(criterion).__name__}(reduction='sum') trains on a sum, and the objective here "
-            "is a mean. Divide l2 by the number of examples and pass reduction='mean'."
-        )
+    _refuse_sum(type(criterion).__name__, getattr(criterion, "reduction", "mean"))
     if type(criterion) is nn.CrossEntropyLoss:
         return CrossEntropy(
             weight=criterion.weight,
             label_smoothing=criterion.label_smoothing,
             ignore_index=criterion.ignore_index,
         )
+    if type(criterion) is nn.NLLLoss:
+        return _LIKELIHOOD(weight=criterion.weight, ignore_index=criterion.ignore_index)
     if type(criterion) is nn.BCEWithLogitsLoss:
         if criterion.weight is not None:
             raise LossError(
@@ -74,7 +90,8 @@ def _criterion(criterion: nn.Module) -> Loss:
 
 def _partial(loss: functools.partial[Any]) -> Loss:
     """functools.partial(F.cross_entropy, ...): its settings belong to the objective too."""
-    settings = {key: value for key, value in loss.keywords.items() if key != "reduction"}
+    settings = dict(loss.keywords)
+    _refuse_sum(loss.func.__name__, settings.pop("reduction", "mean"))
     try:
         return _FUNCTIONS[loss.func](*loss.args, **settings)
     except TypeError as error:

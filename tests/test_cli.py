@@ -530,6 +530,27 @@ l2 = 0.1
 """
 
 
+@pytest.mark.parametrize(
+    ("line", "words", "heads"),
+    [
+        ("", "--method loss", ("largest", "smallest")),
+        (
+            "def measure(outputs, targets):\n    return outputs.log_softmax(1)[:, 0]",
+            "--removals 0",
+            ("removal raises most", "removal lowers most"),
+        ),
+    ],
+)
+def test_run_calls_nothing_helpful_where_nothing_says_so(recipe, capsys, line, words, heads):
+    recipe.write_text(recipe.read_text() + line + "\n")
+    assert main(["run", "my.py", "--out", "out", *words.split()]) == 0
+    said = capsys.readouterr().out
+    assert all(head in said for head in heads)
+    for text in (said, Path("out/top.csv").read_text()):
+        assert "helpful" not in text
+        assert "harmful" not in text
+
+
 def test_a_method_that_does_not_suit_the_inputs_says_so(recipe, capsys):
     capsys.readouterr()
     assert main(["run", str(recipe), "--out", "out", "--method", "bm25"]) == 1

@@ -285,6 +285,24 @@ def test_every_section_is_there():
     assert len(page) < 200_000
 
 
+@pytest.mark.parametrize(
+    ("meaning", "heads"),
+    [
+        ({"change": False, "helpful": 0}, ["Largest", "Smallest"]),
+        ({"change": True, "helpful": 0}, ["Removal raises most", "Removal lowers most"]),
+    ],
+)
+def test_nothing_is_called_helpful_where_nothing_says_so(meaning, heads):
+    model = {**a_model(), **meaning, "sentence": "", "evidence": None}
+    model["queries"][0]["measure"] = None if not meaning["change"] else 2.5
+    elements = Elements(render(a_summary(model)))
+    assert [elements.text.count(f"{head} in nats") for head in heads] == [2, 2]
+    for said in ("helpful", "harmful", "removing one", "for and against"):
+        assert said not in elements.text
+    assert ("loss 2.50 nats" in elements.text) == meaning["change"]
+    assert not [a for tag, a in elements.tags if a.get("class") in ("side helpful", "side harmful")]
+
+
 def test_what_retraining_found_is_shown_and_decides():
     part = retrained()
     model = {**a_model(), "retrained": part, "evidence": None}

@@ -143,6 +143,7 @@ def test_a_baseline_has_neighbours_and_no_audit():
     study = Study(recipe(), Wish(method="euclidean", top=3, removals=5))
     model = page(study)
     assert model["suspects"] is None
+    assert (model["change"], model["helpful"]) == (False, 0)
     assert model["worst_residual"] is None
     assert any("No suspicious labels" in caveat for caveat in model["caveats"])
     inputs, _ = rows(60)

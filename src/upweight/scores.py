@@ -41,18 +41,21 @@ class Provenance:
     caveats: tuple[str, ...] = ()
 
 
-def _effects(values: np.ndarray, meaning: Meaning) -> np.ndarray:
+def _effects(values: np.ndarray, meaning: Meaning) -> dict[str, np.ndarray]:
+    """The column that says what removal does; none of a baseline, which predicts no effect."""
+    if not meaning.change:
+        return {}
     positive, negative = {
         1: ("helpful", "harmful"),
         -1: ("harmful", "helpful"),
         0: ("raises", "lowers"),
     }[meaning.helpful]
-    return np.where(values > 0, positive, np.where(values < 0, negative, "none"))
+    return {"effect": np.where(values > 0, positive, np.where(values < 0, negative, "none"))}
 
 
 def ranked(query: Any, ids: np.ndarray, values: np.ndarray, meaning: Meaning) -> Table:
     """Training examples of one query, in the order given."""
-    columns = {"train": ids, meaning.column: values, "effect": _effects(values, meaning)}
+    columns = {"train": ids, meaning.column: values, **_effects(values, meaning)}
     return Table(columns, f"Query {query}: {meaning.sentence()}")
 
 
@@ -160,7 +163,7 @@ class Scores:
         columns = {
             "query": self.query_ids[order],
             self.meaning.column: column[order],
-            "effect": _effects(column[order], self.meaning),
+            **_effects(column[order], self.meaning),
         }
         return Table(columns, f"Training example {example}: {self.meaning.sentence()}")
 

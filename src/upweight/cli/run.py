@@ -7,6 +7,7 @@ from typing import Any
 from upweight.cli.options import Asked, Place
 from upweight.cli.show import Clock, say, table
 from upweight.recipe import load
+from upweight.report.views import sides
 from upweight.store import publish
 from upweight.study import Study, Wish, summary, write_page
 
@@ -63,15 +64,16 @@ def answer(study: Study, clock: Clock) -> None:
 
 
 def _queries(says: Mapping[str, Any]) -> None:
-    """The most helpful and the most harmful example of the first queries."""
+    """The first example on either side of the first queries."""
+    helpful, harmful = sides(says).values()
     rows = []
     for query in says["queries"][:SHOWN]:
-        sides = [
+        firsts = [
             f"{side[0]['id']}  {side[0]['label']}  {side[0]['score']:+.2g}" if side else "none"
             for side in (query["helpful"], query["harmful"])
         ]
-        rows.append((str(query["id"]), query["title"], *sides))
-    heads = ("query", "", "most helpful (id, label, score)", "most harmful")
+        rows.append((str(query["id"]), query["title"], *firsts))
+    heads = ("query", "", f"{helpful.lower()} (id, label, score)", harmful.lower())
     table(says["sentence"], heads, rows)
 
 

@@ -5,6 +5,7 @@ A summary is what ``json.load`` could return; "?" marks what may be None or abse
     title, created, version, identity?        strings
     models: list of
       name, sentence, method, removal, unit, measure        strings
+      change: whether scores are changes on removal; helpful: 1, −1 or 0, as in Meaning
       facts: [[label, value], ...]    damping: number    worst_residual?: number
       coverage: share of parameters   caveats: [string]
       queries: list of

@@ -10,7 +10,7 @@ from upweight.report.retrained import Retrained, retrained_view
 from upweight.report.scatter import Scatter, scatter
 from upweight.report.verdict import Verdict, verdict
 
-__all__ = ["Example", "ModelView", "Number", "Query", "Side", "Suspect", "model_view"]
+__all__ = ["Example", "ModelView", "Number", "Query", "Side", "Suspect", "model_view", "sides"]
 
 
 @final
@@ -28,7 +28,7 @@ class Example:
 @final
 @dataclass(frozen=True)
 class Side:
-    """The helpful or the harmful examples of a query."""
+    """The helpful or the harmful examples of a query; its kind is empty where none are either."""
 
     kind: str
     word: str
@@ -106,7 +106,8 @@ def model_view(model: Mapping[str, Any], place: int) -> ModelView:
 
     Example:
         >>> view = model_view({"name": "m", "unit": "nats", "measure": "loss", "queries": [],
-        ...     "method": "exact", "damping": 0.0, "coverage": 1.0, "removal": "mean"}, 1)
+        ...     "helpful": 1, "change": True, "method": "exact", "damping": 0.0, "coverage": 1.0,
+        ...     "removal": "mean"}, 1)
         >>> view.verdict.grade
         'unchecked'
     """
@@ -138,28 +139,53 @@ def model_view(model: Mapping[str, Any], place: int) -> ModelView:
     )
 
 
+def sides(model: Mapping[str, Any]) -> dict[str, str]:
+    """What the examples on either side of a query are called, by the side's name in the summary.
+
+    Example:
+        >>> sides({"change": True, "helpful": 0})
+        {'helpful': 'Removal raises most', 'harmful': 'Removal lowers most'}
+    """
+    if not model["change"]:
+        words = ("Largest", "Smallest")
+    elif model["helpful"]:
+        words = ("Most helpful", "Most harmful")
+    else:
+        words = ("Removal raises most", "Removal lowers most")
+    return dict(zip(("helpful", "harmful"), words, strict=True))
+
+
 def _query(query: Mapping[str, Any], model: Mapping[str, Any]) -> Query:
-    sides = {kind: query.get(kind) or [] for kind in ("helpful", "harmful")}
-    scores = [example["score"] for examples in sides.values() for example in examples]
+    heads, signed = sides(model), model["change"] and model["helpful"]
+    examples = {side: query.get(side) or [] for side in heads}
+    scores = [example["score"] for one in examples.values() for example in one]
     scale = scale_of(scores)
     most = max((abs(v) for v in map(finite, scores) if v is not None), default=0.0)
     return Query(
         id=str(query["id"]),
         picture=_checked(query.get("picture")),
         title=query["title"],
-        measured=f"{model['measure'].replace('_', ' ')} {figure(query['measure'])} {model['unit']}",
+        measured=_measured(query, model) if model["change"] else "",
         unit=scale.unit(model["unit"]),
         sides=tuple(
             Side(
-                kind,
-                f"Most {kind}",
-                _direction(examples, model["measure"].replace("_", " ")),
-                tuple(_example(example, scale, most) for example in examples),
+                side if signed else "",
+                head,
+                _direction(examples[side], _measure(model)) if signed else "",
+                tuple(_example(example, scale, most) for example in examples[side]),
             )
-            for kind, examples in sides.items()
+            for side, head in heads.items()
         ),
-        pictured=any(e.get("picture") for examples in sides.values() for e in examples),
+        pictured=any(e.get("picture") for one in examples.values() for e in one),
     )
+
+
+def _measure(model: Mapping[str, Any]) -> str:
+    return str(model["measure"]).replace("_", " ")
+
+
+def _measured(query: Mapping[str, Any], model: Mapping[str, Any]) -> str:
+    return f"{_measure(model)} {figure(query['measure'])} {model['unit']}"
 
 
 def _direction(examples: Sequence[Mapping[str, Any]], measure: str) -> str:
@@ -232,7 +258,7 @@ def _settings(model: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     residual = model.get("worst_residual")
     return (
         ("Method", str(model["method"])),
-        ("Measure", f"{model['measure'].replace('_', ' ')}, in {model['unit']}"),
+        ("Measure", f"{_measure(model)}, in {model['unit']}"),
         ("Removal", str(model["removal"])),
         ("Damping added", figure(model["damping"])),
         (

@@ -103,7 +103,7 @@ class Study:
 
     @property
     def _baseline(self) -> bool:
-        """Whether the scores are similarities of inputs: no unit of the measure, no sign."""
+        """Whether the scores are a baseline's: no unit of the measure, no sign."""
         return isinstance(self.influence.method, Baseline)
 
     @property
@@ -128,7 +128,7 @@ class Study:
         """The proof, or the reason why there is none."""
         size = self.influence.objective.space.size
         if self._baseline:
-            return "a similarity of inputs predicts no change."
+            return "a baseline predicts no change."
         if not self.removals:
             few = self.wish.removals is None
             return "too few training examples." if few else "no removals were asked for."
@@ -197,6 +197,8 @@ class Study:
                 "caveats": [*says["caveats"], *self.notes],
                 "unit": self.scores.meaning.unit,
                 "measure": self.scores.meaning.measure,
+                "helpful": self.scores.meaning.helpful,
+                "change": self.scores.meaning.change,
                 "queries": list(self._query_views()),
                 "suspects": self._suspects(),
                 "evidence": None if self.proof is None else removals(self.proof),

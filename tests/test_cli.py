@@ -447,6 +447,7 @@ def test_doctor_of_the_machine_and_of_a_recipe(recipe, capsys):
     assert torch.__version__ in capsys.readouterr().out
     assert main(["doctor", "my.py"]) == 0
     said = capsys.readouterr().out
+    assert "reads model, train, queries, loss, l2, label_names, title; as by default" in said
     for part in ("two readings", "bit by bit", "at a minimum", "100.0%", "'exact' fits"):
         assert part in said
     assert "FAIL" not in said

@@ -4,7 +4,7 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import final
 
@@ -76,12 +76,18 @@ def _recipe(recipe: Recipe) -> Iterator[_Check]:
     what = "recipe"
     try:
         influence, queries = recipe.influence("exact"), Data.of(recipe.queries)
-        yield _Check("ok", what, "defines all that is needed")
+        yield _Check("ok", what, _names(recipe))
         for examine in (_data, _objective, _model, _coverage, _minimum, _curvature):
             what = examine.__name__.strip("_")
             yield examine(influence, queries)
     except UpweightError as error:
         yield _Check("FAIL", what, str(error))
+
+
+def _names(recipe: Recipe) -> str:
+    """Which names were read, so that one that was ignored is missed."""
+    rest = [f.name for f in fields(recipe) if f.name not in recipe.stated]
+    return f"reads {', '.join(recipe.stated)}; as by default: {', '.join(rest)}"
 
 
 def _data(influence: Influence, queries: Data) -> _Check:

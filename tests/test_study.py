@@ -129,6 +129,12 @@ def test_an_indefinite_curvature_is_not_proved_or_refused():
         _ = Study(recipe(model=model, l2=0.0)).scores
     study = Study(recipe(model=model, l2=0.0), Wish(method="ggn", damping=0.1))
     assert study.proof is None
+    # The scores' curvature is positive already, so that is not what to change.
+    (note,) = study.notes
+    assert "at no minimum of its objective" in note
+    assert f"gradient norm {study.slope:.1e}, and its Hessian is not positive definite" in note
+    assert "'upweight validate RECIPE.py'" in note
+    assert "method='ggn'" not in note
     assert page(study)["method"] == "ggn"
 
 

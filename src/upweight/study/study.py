@@ -132,21 +132,22 @@ class Study:
         if not self.removals:
             few = self.wish.removals is None
             return "too few training examples." if few else "no removals were asked for."
-        remedy = "Use Influence.validate(retrain=...) in Python."
+        remedy = "Train again instead: 'upweight validate RECIPE.py'."
         too_large = too_large_for_refits(size, remedy)
         if too_large is not None:
             return too_large
         shown = self.queries
         if len(shown) > SHOWN_QUERIES:
             shown = shown.take(torch.arange(SHOWN_QUERIES, device="cpu"))
+        # Where all queries are shown, their scores are there already.
+        scores = self.scores if shown is self.queries else self.influence.explain(shown)
         try:
             return self.influence.validate(
                 shown,
                 top=self.removals,
                 random=self.removals,
                 seed=self.wish.seed,
-                # Where all queries are shown, their scores are there already.
-                scores=self.scores if shown is self.queries else None,
+                scores=scores,
             )
         except (NotConvergedError, IndefiniteError) as error:
             return str(error)

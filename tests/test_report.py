@@ -185,6 +185,36 @@ def test_the_weakest_row_decides(rows, grade, said):
     assert said in found.headline
 
 
+@pytest.mark.parametrize(
+    ("row", "grade", "said"),
+    [
+        (agreement(), "good", "they say nothing of sizes"),
+        (agreement(r=0.8, spread=0.05), "partly", "noisy."),
+        (agreement(r=0.3), "not", "Do not act"),
+        (agreement(r=math.nan), "not", "do not vary"),
+        (agreement(count=3), "partly", "too few"),
+    ],
+)
+def test_scores_that_only_rank_are_graded_by_their_order(row, grade, said):
+    row = {**row, "slope": None, "slope_interval": [None, None]}
+    found = verdict({"per": "length", "evidence": {"agreements": [row], "points": []}})
+    assert found.grade == grade
+    assert said in found.headline
+    assert "slope" not in found.basis
+    assert "r = " in found.basis.replace("\u00a0", " ") or grade == "not"
+
+
+def test_the_page_of_scores_that_only_rank():
+    model = {**a_model(), "per": "length", "retrained": retrained()}
+    page = render(a_summary(model))
+    text = Elements(page).text
+    assert "loss 2.50 nats" in text
+    assert "in 10⁻³ nats per length" in text or "in nats per length" in text
+    assert "Scores are divided by length" in text
+    assert "face value" not in text
+    assert 'class="scatter" data-panel' not in page
+
+
 def test_the_basis_counts_what_was_removed_and_does_not_round_up():
     points = [
         {"x": 0.0, "y": 0.0, "kind": "random", "query": q, "removed": i}

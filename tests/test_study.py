@@ -12,6 +12,7 @@ from upweight import demo
 from upweight.errors import IndefiniteError, InputError, RecipeError, StoreError
 from upweight.recipe import Recipe
 from upweight.report import render
+from upweight.report.numbers import figure
 from upweight.scores import Scores
 from upweight.store import read_manifest
 from upweight.study import SHOWN_QUERIES, Study, Wish, summary
@@ -155,6 +156,26 @@ def test_a_baseline_has_neighbours_and_no_audit():
     inputs, _ = rows(60)
     nearest = torch.cdist(rows(5, 1)[0], inputs).argsort(1)[:, :3].tolist()
     assert [[e["id"] for e in query["helpful"]] for query in model["queries"]] == nearest
+
+
+def test_scores_that_only_rank_have_the_losss_unit_beside_the_query_and_no_slope(tmp_path):
+    study = Study(recipe(), Wish(method="relatif", damping=0.1, removals=6))
+    model = page(study)
+    assert (model["unit"], model["per"]) == ("nats", "‖H⁻¹∇ℓ‖")
+    assert [row["slope"] for row in model["evidence"]["agreements"]] == [None, None]
+    assert all(0.5 < row["r"] <= 1 for row in model["evidence"]["agreements"])
+    text = render(summary("T", [study], study.identity))
+    assert f"loss {figure(model['queries'][0]['measure'])} nats</p>" in text
+    assert "nats per ‖H⁻¹∇ℓ‖" in text
+    for said in (*study.proof.lines(), repr(study.proof)):
+        assert "slope" not in said
+        assert "rank r = " in said
+    assert "nats per ‖H⁻¹∇ℓ‖, an order" in repr(study.proof)
+    assert "predicted in nats per ‖H⁻¹∇ℓ‖" in study.proof.table().caption
+    study.save(tmp_path / "run")
+    kept = json.loads((tmp_path / "run" / "validation.json").read_text())["agreements"]
+    assert kept["random"]["slope"] is None
+    assert Scores.load(tmp_path / "run").meaning == study.scores.meaning
 
 
 def test_regression_has_targets_and_no_predicted_label():

@@ -65,8 +65,7 @@ class Question:
     @property
     def meaning(self) -> Meaning:
         """What the scores say."""
-        found, per = meaning_of(self.made.objective, self.measure), self.made.fitted.per
-        return replace(found, unit=f"{found.unit} per {per}") if per else found
+        return replace(meaning_of(self.made.objective, self.measure), per=self.made.fitted.per)
 
     def precondition(self) -> tuple[Tensor | RowValues, Provenance]:
         """Rows s_q, and how they came about."""

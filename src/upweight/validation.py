@@ -1,7 +1,7 @@
 """Proof by removal: choose examples, really leave each out, compare."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
@@ -13,7 +13,7 @@ from upweight.bars import track
 from upweight.curvature import curvature
 from upweight.data import Data
 from upweight.errors import IndefiniteError, InputError, NotConvergedError
-from upweight.evaluation import Edit, agreement, refit
+from upweight.evaluation import Agreement, Edit, agreement, refit
 from upweight.linalg import Cholesky
 from upweight.objective import Objective
 from upweight.refusals import refuse_train_mode
@@ -75,6 +75,8 @@ def _compare(
         for kind in (MOST, DRAWN)
         if (asked.chosen == kind).any()
     }
+    if not scores.meaning.sized:
+        agreements = {kind: _unsized(found) for kind, found in agreements.items()}
     return Validation(
         query_ids=queries.ids,
         removed=scores.train_ids[asked.positions],
@@ -85,6 +87,11 @@ def _compare(
         meaning=scores.meaning,
         truth=truth,
     )
+
+
+def _unsized(found: Agreement) -> Agreement:
+    """Without the slope, which between two units says nothing."""
+    return replace(found, slope=np.nan, slope_interval=(np.nan, np.nan))
 
 
 def by_refit(risk: Risk, queries: Data, scores: Scores, asked: Removals) -> Validation:

@@ -57,8 +57,8 @@ def answer(study: Study, clock: Clock) -> None:
         clock.say(f"{study.name}: ranked labels by self-influence")
     if study.proof is not None:
         clock.say(f"{study.name}: removed {len(study.proof.removed)} examples and refitted")
-        for name, found in study.proof.agreements.items():
-            say(f"            {name}: {found}")
+        for line in study.proof.lines():
+            say(f"            {line}")
     for note in study.notes:
         say(f"            {note}")
 

@@ -133,7 +133,8 @@ def model_view(model: Mapping[str, Any], place: int) -> ModelView:
         ),
         number_columns=tuple((head, scales[name].unit(unit).strip()) for name, head, unit in heads),
         found=_found(suspects.get("found")),
-        scatter=scatter(points, model["unit"]),
+        # Scores that only rank have no unit in common with what happened.
+        scatter=scatter([] if model.get("per") else points, model["unit"]),
         retrained=retrained_view(model),
         settings=_settings(model),
     )
@@ -166,7 +167,7 @@ def _query(query: Mapping[str, Any], model: Mapping[str, Any]) -> Query:
         picture=_checked(query.get("picture")),
         title=query["title"],
         measured=_measured(query, model) if model["change"] else "",
-        unit=scale.unit(model["unit"]),
+        unit=scale.unit(" per ".join(filter(None, (model["unit"], model.get("per"))))),
         sides=tuple(
             Side(
                 side if signed else "",

@@ -197,6 +197,7 @@ class Study:
                 **{key: says[key] for key in kept},
                 "caveats": [*says["caveats"], *self.notes],
                 "unit": self.scores.meaning.unit,
+                "per": self.scores.meaning.per,
                 "measure": self.scores.meaning.measure,
                 "helpful": self.scores.meaning.helpful,
                 "change": self.scores.meaning.change,

@@ -135,6 +135,25 @@ def test_dry_run_prints_the_plan_and_writes_nothing(recipe, capsys):
     assert left(Path()) == {"my.py"}
 
 
+@pytest.mark.parametrize(
+    ("words", "audited", "removals"),
+    [
+        ("", True, "removals (40 refits of 9 parameters): not estimated; --removals 0 leaves"),
+        ("--method ekfac --removals 5", True, "removals (10 refits of 9 parameters)"),
+        ("--removals 0", True, None),
+        ("--method relatif --removals 0", False, None),
+        ("--method loss", False, None),
+    ],
+)
+def test_a_run_says_beforehand_what_a_plan_leaves_out(recipe, capsys, words, audited, removals):
+    for dry in (["--dry-run"], ["--out", "out"]):
+        capsys.readouterr()
+        assert main(["run", "my.py", *dry, *words.split()]) == 0
+        before = capsys.readouterr().out.partition("explained")[0]
+        assert ("audit (self-influence of 150 examples): not estimated" in before) == audited
+        assert removals in before if removals else "removals (" not in before
+
+
 def test_new_leaves_what_exists(recipe, capsys):
     recipe.write_text("mine")
     capsys.readouterr()

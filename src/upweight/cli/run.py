@@ -1,6 +1,6 @@
 """``upweight run``: a user's own recipe, explained, audited and proved."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,9 @@ def run(recipe: Path, place: Place, asked: Asked, *, dry_run: bool) -> int:
     clock.say(f"loaded {recipe}")
     if dry_run:
         say(repr(study.influence.plan(study.queries)))
+    for line in _besides(study):
+        say(f"            {line}")
+    if dry_run:
         return 0
     out = place.out or Path(f"upweight-{recipe.stem}")
     with publish(out, study.identity, replace=place.replace) as part:
@@ -61,6 +64,15 @@ def answer(study: Study, clock: Clock) -> None:
             say(f"            {line}")
     for note in study.notes:
         say(f"            {note}")
+
+
+def _besides(study: Study) -> Iterator[str]:
+    """What a run does besides the scores, which are all that a plan estimates."""
+    if study.audited:
+        yield f"audit (self-influence of {len(study.influence.data):,} examples): not estimated"
+    if study.refits:
+        refits = f"{study.refits:,} refits of {study.influence.objective.space.size:,} parameters"
+        yield f"removals ({refits}): not estimated; --removals 0 leaves them out"
 
 
 def _queries(says: Mapping[str, Any]) -> None:

@@ -96,10 +96,19 @@ class Study:
 
     @cached_property
     def audit(self) -> Table | None:
-        """Suspicious labels, worst first; None for a baseline or an ablation, which have none."""
+        """Suspicious labels, worst first; None where the method has no self-influence."""
+        return self.influence.audit() if self.audited else None
+
+    @property
+    def audited(self) -> bool:
+        """Whether there is an audit: a baseline or an ablation has none."""
         method = self.influence.method
-        has_audit = isinstance(method, Method) and method.rescale is None
-        return self.influence.audit() if has_audit else None
+        return isinstance(method, Method) and method.rescale is None
+
+    @property
+    def refits(self) -> int:
+        """How often the model is fitted again without an example."""
+        return 0 if self._unproved else 2 * self.removals
 
     @property
     def _baseline(self) -> bool:
@@ -123,19 +132,22 @@ class Study:
             return absent
         return [*absent, f"Not proved by removal: {self._proved}"]
 
-    @cached_property
-    def _proved(self) -> Validation | str:
-        """The proof, or the reason why there is none."""
-        size = self.influence.objective.space.size
+    @property
+    def _unproved(self) -> str | None:
+        """Why nothing is removed, as far as that is known before."""
         if self._baseline:
             return "a baseline predicts no change."
         if not self.removals:
             few = self.wish.removals is None
             return "too few training examples." if few else "no removals were asked for."
         remedy = "Train again instead: 'upweight validate RECIPE.py'."
-        too_large = too_large_for_refits(size, remedy)
-        if too_large is not None:
-            return too_large
+        return too_large_for_refits(self.influence.objective.space.size, remedy)
+
+    @cached_property
+    def _proved(self) -> Validation | str:
+        """The proof, or the reason why there is none."""
+        if self._unproved is not None:
+            return self._unproved
         shown = self.queries
         if len(shown) > SHOWN_QUERIES:
             shown = shown.take(torch.arange(SHOWN_QUERIES, device="cpu"))

@@ -102,6 +102,7 @@ def test_new_run_and_run_again(recipe, capsys):
         "my: explained 6 queries by 150",
         "random: r = ",
         "Suspicious labels",
+        "of 150 labels differ from what the model says.",
         "out/report",
     ):
         assert part in said

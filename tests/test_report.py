@@ -417,6 +417,27 @@ def test_rows_without_optional_parts():
     assert "None." in text
 
 
+@pytest.mark.parametrize("pictured", [True, False])
+@pytest.mark.parametrize(
+    ("count", "heading"), [(0, "Most influential on themselves"), (2, "Suspicious labels")]
+)
+def test_labels_that_differ_are_marked_and_counted(pictured, count, heading):
+    model = a_model(pictured=pictured)
+    model["suspects"]["differing"] = {"count": count, "of": 1700}
+    for place, row in enumerate(model["suspects"]["rows"]):
+        row["issue"] = place < count
+    page = render(a_summary(model))
+    text = Elements(page).text
+    assert f"{count} of 1,700 labels differ from what the model says." in text
+    assert ("Suspicious labels" in text) == (heading == "Suspicious labels")
+    assert heading in text
+    table = page.partition('<table class="ranking')[2].partition("</table>")[0]
+    assert "Differs" in table
+    rows = [Elements(row).text for row in table.split("<tr")[2:]]
+    assert ["5 3 yes" in row for row in rows] == [place < count for place in range(len(rows))]
+    assert page.count('class="label differs"') == count * pictured
+
+
 def test_losses_are_not_given_the_unit_of_another_measure():
     model = {**a_model(pictured=False), "measure": "margin", "unit": "logits"}
     table = render(a_summary(model)).partition('<table class="ranking')[2].partition("</thead>")[0]

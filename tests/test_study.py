@@ -178,6 +178,31 @@ def test_scores_that_only_rank_have_the_losss_unit_beside_the_query_and_no_slope
     assert Scores.load(tmp_path / "run").meaning == study.scores.meaning
 
 
+def test_an_audit_says_which_labels_differ_and_how_many():
+    flipped = rows(60)
+    flipped[1][:3] = (flipped[1][:3] + 1) % 3
+    study = Study(recipe(train=flipped), Wish(removals=0))
+    suspects = page(study)["suspects"]
+    issues = dict(zip(study.audit["id"].tolist(), study.audit["is_label_issue"], strict=True))
+    assert suspects["differing"] == {"count": int(sum(issues.values())), "of": 60}
+    assert suspects["differing"]["count"] >= 3
+    assert [row["issue"] for row in suspects["rows"]] == [issues[r["id"]] for r in suspects["rows"]]
+    assert suspects["caption"].startswith("Suspicious labels")
+
+
+def test_an_audit_without_a_label_that_differs_calls_none_suspicious():
+    asked = recipe()
+    inputs, _ = rows(60)
+    with torch.no_grad():
+        said = asked.model(inputs).argmax(1)
+    study = Study(recipe(train=(inputs, said)), Wish(removals=0))
+    model = page(study)
+    assert model["suspects"]["differing"] == {"count": 0, "of": 60}
+    assert model["suspects"]["caption"].startswith("Most influential on themselves")
+    text = render(summary("T", [study], study.identity))
+    assert "Suspicious labels" not in text
+
+
 def test_regression_has_targets_and_no_predicted_label():
     inputs, _ = rows(40)
     targets = (inputs @ torch.tensor([1.0, -2.0], dtype=torch.float64))[:, None]
@@ -191,6 +216,8 @@ def test_regression_has_targets_and_no_predicted_label():
     model = page(Study(plain, Wish(removals=0)))
     assert model["queries"][0]["title"] == f"labelled {float(targets[0]):.4g}"
     assert model["suspects"]["rows"][0]["predicted"] is None
+    assert model["suspects"]["rows"][0]["issue"] is None
+    assert model["suspects"]["differing"] is None
 
 
 def test_custom_loss_and_mapping_data():

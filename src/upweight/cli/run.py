@@ -7,7 +7,7 @@ from typing import Any
 from upweight.cli.options import Asked, Place
 from upweight.cli.show import Clock, say, table
 from upweight.recipe import load
-from upweight.report.views import sides
+from upweight.report.views import differing, sides
 from upweight.store import publish
 from upweight.study import Study, Wish, summary, write_page
 
@@ -96,9 +96,13 @@ def _suspects(suspects: Mapping[str, Any]) -> None:
             str(row["id"]),
             row["given"] or "",
             row["predicted"] or "",
+            "yes" if row["issue"] else "",
             f"{row['self_influence']:+.2g}",
             f"{row['loss']:.2g}",
         )
         for row in suspects["rows"][:SHOWN]
     ]
-    table(suspects["caption"], ("id", "given", "predicted", "self-influence", "loss"), rows)
+    heads = ("id", "given", "predicted", "differs", "self-influence", "loss")
+    table(suspects["caption"], heads, rows)
+    if suspects["differing"]:
+        say(differing(suspects))

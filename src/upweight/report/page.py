@@ -13,7 +13,9 @@ A summary is what ``json.load`` could return; "?" marks what may be None or abse
         id, picture?, title, measure: number
         helpful, harmful: lists of    id, picture?, label, score
       suspects?: caption, found?: {checked, found, total}, unit? (of the loss, if not the scores')
-        rows: list of    id, picture?, given?, predicted?, self_influence, loss, margin?, flipped?
+        differing?: {count, of} of the labels that are not what the model says
+        rows: list of    id, picture?, given?, predicted?, self_influence, loss, margin?, flipped?,
+          issue? (whether the label is not what the model says)
       evidence?: truth?
         agreements: list of    name, r, r_interval, slope?, slope_interval?, count
         points: list of        x (predicted), y (actual), kind, query, removed

@@ -10,7 +10,18 @@ from upweight.report.retrained import Retrained, retrained_view
 from upweight.report.scatter import Scatter, scatter
 from upweight.report.verdict import Verdict, verdict
 
-__all__ = ["Example", "ModelView", "Number", "Query", "Side", "Suspect", "model_view", "sides"]
+__all__ = [
+    "Example",
+    "ModelView",
+    "Number",
+    "Query",
+    "Side",
+    "Suspect",
+    "audit_heading",
+    "differing",
+    "model_view",
+    "sides",
+]
 
 
 @final
@@ -70,6 +81,7 @@ class Suspect:
     given: str | None
     predicted: str | None
     flipped: bool | None
+    issue: bool | None
     numbers: tuple[Number, ...]
     width: float
 
@@ -86,6 +98,8 @@ class ModelView:
     suspects: tuple[Suspect, ...]
     columns: tuple[str, ...]
     number_columns: tuple[tuple[str, str], ...]
+    audited: str
+    differing: str
     found: str
     scatter: Scatter
     retrained: Retrained | None
@@ -128,10 +142,12 @@ def model_view(model: Mapping[str, Any], place: int) -> ModelView:
         suspects=_suspects(rows, scales),
         columns=tuple(
             name
-            for name in ("given", "predicted", "flipped")
+            for name in ("given", "predicted", "issue", "flipped")
             if any(row.get(name) is not None for row in rows)
         ),
         number_columns=tuple((head, scales[name].unit(unit).strip()) for name, head, unit in heads),
+        audited=audit_heading(suspects),
+        differing=differing(suspects),
         found=_found(suspects.get("found")),
         # Scores that only rank have no unit in common with what happened.
         scatter=scatter([] if model.get("per") else points, model["unit"]),
@@ -228,6 +244,7 @@ def _suspects(
             given=_text(row.get("given")),
             predicted=_text(row.get("predicted")),
             flipped=row.get("flipped"),
+            issue=row.get("issue"),
             numbers=tuple(_number(row.get(name), scale) for name, scale in scales.items()),
             width=_width(row["self_influence"], most),
         )
@@ -242,6 +259,32 @@ def _number(value: Any, scale: Scale) -> Number:
 
 def _text(value: Any) -> str | None:
     return None if value is None else str(value)
+
+
+def audit_heading(suspects: Mapping[str, Any]) -> str:
+    """What an audit lists: no label is called suspicious where the model says all as they are.
+
+    Example:
+        >>> audit_heading({"differing": {"count": 0, "of": 9}}), audit_heading({})
+        ('Most influential on themselves', 'Suspicious labels')
+    """
+    counts = suspects.get("differing")
+    none = counts is not None and not counts["count"]
+    return "Most influential on themselves" if none else "Suspicious labels"
+
+
+def differing(suspects: Mapping[str, Any]) -> str:
+    """How many labels are not what the model says; nothing where it says none.
+
+    Example:
+        >>> differing({"differing": {"count": 1, "of": 1200}})
+        '1 of 1,200 labels differs from what the model says.'
+    """
+    counts = suspects.get("differing")
+    if not counts:
+        return ""
+    verb = "differs" if counts["count"] == 1 else "differ"
+    return f"{counts['count']:,} of {counts['of']:,} labels {verb} from what the model says."
 
 
 def _found(found: Mapping[str, Any] | None) -> str:

@@ -265,6 +265,7 @@ class Study:
         if self.audit is None:
             return None
         rows, train = [], self.influence.data
+        issues = self.audit["is_label_issue"] if "is_label_issue" in self.audit.columns else None
         for row in self.audit.head(SHOWN_SUSPECTS).records():
             looks = self.recipe.look(train, int(train.positions([row["id"]])))
             rows.append(
@@ -276,11 +277,19 @@ class Study:
                     "self_influence": row["self_influence"],
                     "loss": row["loss"],
                     "margin": row.get("margin"),
+                    "issue": row.get("is_label_issue"),
                     "flipped": None if self.flipped is None else row["id"] in self.flipped,
                 }
             )
         unit = self.influence.objective.loss.unit
-        return {"caption": self.audit.caption, "rows": rows, "found": self.found(), "unit": unit}
+        differing = None if issues is None else {"count": int(issues.sum()), "of": len(issues)}
+        return {
+            "caption": self.audit.caption,
+            "rows": rows,
+            "found": self.found(),
+            "unit": unit,
+            "differing": differing,
+        }
 
     def write_into(self, directory: Path) -> None:
         """Write arrays, tables and ``manifest.json`` into a directory that exists."""

@@ -130,6 +130,30 @@ def test_run_options_reach_the_result(recipe):
     assert json.loads(Path("upweight-my/validation.json").read_text())["agreements"]
 
 
+@pytest.mark.parametrize(
+    ("line", "words", "says"),
+    [
+        ("", "", ["Good: Predictions can be taken at face value."]),
+        ("", "--removals 0", ["Not checked: Nothing here shows that the scores come true."]),
+        (
+            "with torch.no_grad():\n    model.weight.mul_(2)",
+            "--removals 3",
+            ["The model: gradient norm", "more than 1e-05: not at a minimum. Train longer, or"],
+        ),
+    ],
+)
+def test_run_says_how_far_to_trust_it_and_whether_the_model_is_at_a_minimum(
+    recipe, capsys, line, words, says
+):
+    recipe.write_text(recipe.read_text() + line + "\n")
+    capsys.readouterr()
+    assert main(["run", "my.py", "--out", "out", *words.split()]) == 0
+    said = capsys.readouterr().out
+    assert all(part in said for part in says)
+    assert ("not at a minimum" in said) == bool(line)
+    assert ("not at a minimum" in Path("out/report.html").read_text()) == bool(line)
+
+
 def test_dry_run_prints_the_plan_and_writes_nothing(recipe, capsys):
     assert main(["run", "my.py", "--dry-run"]) == 0
     assert "memory_gib" in capsys.readouterr().out

@@ -164,7 +164,7 @@ def test_figures_round_to_the_value(value):
 @pytest.mark.parametrize(
     ("rows", "grade", "said"),
     [
-        ([], "unchecked", "Nothing on this page"),
+        ([], "unchecked", "Nothing here"),
         ([agreement()], "good", "face value"),
         ([agreement(slope=1.6)], "partly", "1.6 times as large"),
         ([agreement(r=0.8, spread=0.05)], "partly", "noisy"),
@@ -228,9 +228,9 @@ def test_the_basis_counts_what_was_removed_and_does_not_round_up():
     assert "r > 0.999" in found.basis.replace("\u00a0", " ")
 
 
-def test_an_unfinished_solve_and_missing_parameters_are_said():
+def test_a_rough_inverse_and_missing_parameters_are_said():
     found = verdict({"worst_residual": 0.2, "coverage": 0.62, "evidence": None})
-    assert "residual of 0.20" in found.notes[0]
+    assert found.notes[0] == "The inverse is approximated, to a relative residual of 0.20 at worst."
     assert "62 %" in found.notes[1]
 
 

@@ -118,9 +118,10 @@ def test_a_model_that_is_not_at_a_minimum_is_explained_but_not_proved():
     with torch.no_grad():
         model.weight.mul_(6)
     study = Study(recipe(model=model, l2=0.0), Wish(damping=0.01))
-    (note,) = study.notes
-    assert note.startswith("Not proved by removal: ")
-    assert page(study)["caveats"] == [note]
+    off, unproved = study.notes
+    assert off.startswith(f"The model: gradient norm {study.slope:.1e}, more than 1e-05: not at")
+    assert unproved.startswith("Not proved by removal: ")
+    assert page(study)["caveats"] == [off, unproved]
 
 
 def test_an_indefinite_curvature_is_not_proved_or_refused():
@@ -131,7 +132,7 @@ def test_an_indefinite_curvature_is_not_proved_or_refused():
     study = Study(recipe(model=model, l2=0.0), Wish(method="ggn", damping=0.1))
     assert study.proof is None
     # The scores' curvature is positive already, so that is not what to change.
-    (note,) = study.notes
+    _, note = study.notes
     assert "at no minimum of its objective" in note
     assert f"gradient norm {study.slope:.1e}, and its Hessian is not positive definite" in note
     assert "'upweight validate RECIPE.py'" in note
@@ -143,7 +144,7 @@ def test_large_models_are_not_refitted():
     model = nn.Sequential(nn.Linear(2, 2000), nn.Linear(2000, 3)).double()
     model[0].requires_grad_(True)
     study = Study(recipe(model=model), Wish(method="no_hessian"))
-    assert "12,003 parameters are more than 10,000" in study.notes[0]
+    assert "12,003 parameters are more than 10,000" in study.notes[-1]
 
 
 def test_a_baseline_has_neighbours_and_no_audit():
@@ -257,7 +258,7 @@ def test_default_removals_follow_the_data():
     assert Wish().count(1000) == 20
     assert Wish().count(12) == 4
     assert Wish().count(8) == 0
-    assert "too few training examples" in Study(recipe(train=rows(6))).notes[0]
+    assert "too few training examples" in Study(recipe(train=rows(6))).notes[-1]
 
 
 def test_the_directory(tmp_path):

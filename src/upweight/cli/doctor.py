@@ -16,12 +16,11 @@ from upweight.data import Data
 from upweight.errors import UpweightError
 from upweight.front import Influence
 from upweight.recipe import Recipe, load
-from upweight.study import versions
+from upweight.study import off_minimum, versions
 
 __all__ = ["doctor"]
 
 OPTIONAL = ("pandas", "polars", "pyarrow", "matplotlib", "scikit-learn")
-MINIMUM = 1e-5
 DENSE_LIMIT = 20_000
 GIB = 2**30
 
@@ -129,14 +128,10 @@ def _coverage(influence: Influence, queries: Data) -> _Check:
 def _minimum(influence: Influence, queries: Data) -> _Check:
     """Influence describes a minimum, so the gradient of the full objective should vanish."""
     slope = float(influence.risk.gradient().norm())
-    if slope <= MINIMUM:
+    off = off_minimum(slope)
+    if off is None:
         return _Check("ok", "minimum", f"gradient norm {slope:.1e}: at a minimum")
-    return _Check(
-        "note",
-        "minimum",
-        f"gradient norm {slope:.1e}, more than {MINIMUM:.0e}: not at a minimum. Train longer, or "
-        "state the l2 it was trained with; refits from here may be refused.",
-    )
+    return _Check("note", "minimum", off)
 
 
 def _curvature(influence: Influence, queries: Data) -> _Check:

@@ -7,6 +7,7 @@ from typing import Any
 from upweight.cli.options import Asked, Place
 from upweight.cli.show import Clock, say, table
 from upweight.recipe import load
+from upweight.report.verdict import verdict
 from upweight.report.views import differing, sides
 from upweight.store import publish
 from upweight.study import Study, Wish, summary, write_page
@@ -42,6 +43,11 @@ def run(recipe: Path, place: Place, asked: Asked, *, dry_run: bool) -> int:
     clock.say(f"wrote {out}")
     say()
     says = content["models"][0]
+    trust = verdict(says)
+    say(f"{trust.word}: {trust.headline}")
+    for note in trust.notes:
+        say(note)
+    say()
     _queries(says)
     if says["suspects"]:
         _suspects(says["suspects"])

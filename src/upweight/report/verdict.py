@@ -87,7 +87,7 @@ def verdict(model: Mapping[str, Any]) -> Verdict:
         return Verdict(
             "unchecked",
             "Not checked",
-            "Nothing on this page shows that the scores come true.",
+            "Nothing here shows that the scores come true.",
             "No example was really removed and the model fitted again without it.",
             notes,
         )
@@ -192,12 +192,13 @@ def _r(value: Any) -> str:
 
 
 def _solver_notes(model: Mapping[str, Any]) -> tuple[str, ...]:
-    """Limits that the evidence need not show: an unfinished solve, parameters left out."""
+    """Limits that the evidence need not show: a rough inverse, parameters left out."""
     notes = []
     residual, coverage = finite(model.get("worst_residual")), finite(model.get("coverage"))
     if residual is not None and residual > LARGE_RESIDUAL:
         notes.append(
-            f"The linear solve stopped early, at a relative residual of {figure(residual, 2)}."
+            "The inverse is approximated, to a relative residual of "
+            f"{figure(residual, 2)} at worst."
         )
     if coverage is not None and coverage < FULL_COVERAGE:
         notes.append(f"The scores see {percent(coverage)} of the model’s parameters.")

@@ -22,6 +22,7 @@ from upweight.methods import Baseline, Method
 from upweight.recipe import Recipe
 from upweight.scores import Scores
 from upweight.store import plain, publish, write_manifest
+from upweight.study.minimum import off_minimum
 from upweight.study.page import removals, retrained, versions, write_page
 from upweight.study.wish import Wish
 from upweight.tables import Table, atomic_write
@@ -53,8 +54,8 @@ class Study:
         >>> rows = (torch.randn(12, 3), torch.arange(12) % 2)
         >>> recipe = Recipe(torch.nn.Linear(3, 2), rows, rows, "cross_entropy", l2=0.1)
         >>> study = Study(recipe, Wish(removals=0))
-        >>> study.scores.shape, study.notes
-        ((12, 12), ['Not proved by removal: no removals were asked for.'])
+        >>> study.scores.shape, study.notes[-1]
+        ((12, 12), 'Not proved by removal: no removals were asked for.')
     """
 
     def __init__(
@@ -122,15 +123,16 @@ class Study:
 
     @property
     def notes(self) -> list[str]:
-        """Why a part is missing."""
-        absent = (
-            []
-            if self.audit
-            else [f"No suspicious labels: {self.influence.method.name!r} has no self-influence."]
-        )
-        if self.proof or self.evidence:
-            return absent
-        return [*absent, f"Not proved by removal: {self._proved}"]
+        """What a reader must know of the model, and why a part is missing."""
+        off, found = None if self._baseline else off_minimum(self.slope), []
+        if off is not None:
+            found.append(f"The model: {off}")
+        if not self.audited:
+            name = self.influence.method.name
+            found.append(f"No suspicious labels: {name!r} has no self-influence.")
+        if not (self.proof or self.evidence):
+            found.append(f"Not proved by removal: {self._proved}")
+        return found
 
     @property
     def _unproved(self) -> str | None:

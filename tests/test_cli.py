@@ -401,6 +401,38 @@ def test_tune_shares_its_truth_with_validate(recipe, capsys):
     assert len(left(Path("upweight-my-truth"))) == 1
 
 
+@pytest.mark.parametrize("words", ["--method exat", "--method cosine", "--method relatif"])
+def test_tune_refuses_a_method_before_it_trains(recipe, capsys, words):
+    recipe.write_text(recipe.read_text() + "def retrain(positions, seed):\n    raise SystemExit\n")
+    capsys.readouterr()
+    assert main(["tune", "my.py", "--budget", "2 h", "--method", "exact", *words.split()]) == 1
+    refusal = only_error(capsys)
+    assert any(said in refusal for said in ("is unknown", "is a baseline", "an ablation"))
+    assert left(Path()) == {"my.py"}
+
+
+@pytest.mark.parametrize("command", ["validate", "tune"])
+def test_a_wrong_budget_is_refused_before_anything_is_loaded(capsys, command):
+    assert main([command, "absent.py", "--budget", "banana"]) == 1
+    assert "got 'banana'" in only_error(capsys)
+
+
+@pytest.mark.parametrize("command", ["validate", "tune"])
+def test_an_interrupted_training_says_what_is_kept(recipe, capsys, command):
+    recipe.write_text(
+        recipe.read_text() + TRAINED + "again, calls = retrain, [0]\n"
+        "def retrain(positions, seed):\n    calls[0] += 1\n    if calls[0] > 9:\n"
+        "        raise KeyboardInterrupt\n    return again(positions, seed)\n"
+    )
+    capsys.readouterr()
+    words = ["--method", "ggn", "--budget", "1 h", "--truth", "kept"]
+    damping = ["--damping", "0.1"] if command == "validate" else []
+    assert main([command, "my.py", *words, *damping]) == 130
+    assert "Outcomes so far are kept in kept; the same command goes on" in only_error(capsys)
+    assert read_manifest("kept")["kind"] == "retraining"
+    assert left(Path()) == {"my.py", "kept"}
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -414,6 +446,13 @@ def test_tune_refuses_in_one_line(recipe, capsys, words, says):
     capsys.readouterr()
     assert main(["tune", "my.py", *words.split()]) == 1
     assert says in only_error(capsys)
+
+
+def test_help_says_the_defaults_of_its_own_command(capsys):
+    assert main(["validate", "--help"]) == 0
+    assert "of 'validate' upweight-NAME-evidence" in " ".join(capsys.readouterr().out.split())
+    assert main(["tune", "--help"]) == 0
+    assert "is tried with damping 'auto'" in " ".join(capsys.readouterr().out.split())
 
 
 def test_interrupted_words(capsys, monkeypatch):

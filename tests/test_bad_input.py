@@ -350,6 +350,54 @@ def test_the_same_rows_from_every_container(x, y):
         np.testing.assert_allclose(inf.explain((x[:2], y[:2])).values, wanted, rtol=1e-4, atol=1e-6)
 
 
+def test_a_pandas_index_names_the_rows(x, y):
+    frame = pd.DataFrame(x.numpy(), columns=list("abc")).assign(label=y.numpy())
+    shuffled = frame.sample(frac=1, random_state=3)
+    model = nn.Linear(3, 2)
+    inf = uw.Influence(
+        model, uw.Data.from_frame(shuffled, target="label"), loss="cross_entropy", l2=0.1
+    )
+    worst = inf.audit()["id"][:3].tolist()
+    # What is dropped by these ids are the rows that were found.
+    plain = uw.Influence(model, (x, y), loss="cross_entropy", l2=0.1).audit()["id"][:3].tolist()
+    assert worst == plain
+    assert shuffled.drop(index=worst).equals(shuffled[~shuffled.index.isin(plain)])
+    pair = uw.Data.of((shuffled[["a", "b", "c"]], shuffled["label"]))
+    assert pair.ids.tolist() == shuffled.index.tolist()
+    assert uw.Data.of({"x": shuffled[["a"]], "labels": y}).ids.tolist() == shuffled.index.tolist()
+    named = frame.set_axis([f"row {i}" for i in range(len(x))])
+    assert uw.Data.of((x, named["label"])).ids[:2].tolist() == ["row 0", "row 1"]
+    assert uw.Data.from_frame(named, target="label").ids[-1] == "row 11"
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        [0] * 12,
+        [0.5 * i for i in range(12)],
+        pd.date_range("2026-01-01", periods=12),
+        pd.MultiIndex.from_product([range(3), range(4)]),
+        [0, "a", *range(2, 12)],
+        [f"row {min(i, 10)}" for i in range(12)],
+    ],
+)
+def test_an_index_that_names_no_rows_leaves_positions(x, y, index):
+    frame = pd.DataFrame(x.numpy(), columns=list("abc"), index=index).assign(label=y.numpy())
+    assert uw.Data.from_frame(frame, target="label").ids.tolist() == list(range(12))
+    assert uw.Data.of((frame[["a"]], frame["label"])).ids.tolist() == list(range(12))
+
+
+def test_ids_that_are_given_or_disagree_come_before_an_index(x, y):
+    frame = pd.DataFrame(x.numpy(), columns=list("abc"), index=range(5, 17))
+    other = pd.Series(y.numpy(), index=range(12, 0, -1))
+    assert uw.Data.of((frame, other)).ids.tolist() == list(range(12))
+    assert uw.Data.of((frame, y), ids=list("abcdefghijkl")).ids[0] == "a"
+    keyed = frame.assign(label=y.numpy(), key=range(20, 32))
+    assert uw.Data.from_frame(keyed, target="label", id="key").ids.tolist() == list(range(20, 32))
+    polars = pl.from_pandas(keyed)
+    assert uw.Data.from_frame(polars, target="label").ids.tolist() == list(range(12))
+
+
 def test_frames_that_cannot_be_read(x):
     frame = pd.DataFrame({"text": ["a", "b"], "y": [0, 1]})
     with pytest.raises(errors.DataError, match="from_frame"):

@@ -47,7 +47,7 @@ class Recipe:
         removal: "mean" or "sum", what happens to L2 when an example goes.
         parameters: which parameters to differentiate; None for all.
         measure: what is asked of a query.
-        ids: one per training example; their positions by default.
+        ids: one per training example; by default the index of pandas frames, else positions.
         label_names: name of each class, for the report.
         image_shape: shape in which an example's input is a picture, for the report.
         title: of the report.

@@ -229,6 +229,43 @@ def test_unknown_ids_are_named(x, y):
             call()
 
 
+def test_ids_are_named_as_a_person_writes_them(x, y):
+    inf = influence(nn.Linear(3, 2), x, y)
+    scores = inf.explain((x, y))
+    for call in (lambda: scores.top(99), lambda: scores.for_train(99), lambda: inf.params([99])):
+        with pytest.raises(errors.DataError, match="ids run from 0 to 11"):
+            call()
+    extremes = inf.extremes((x, y), 2)
+    for call in (scores.top, scores.bottom, scores.for_train, extremes.top):
+        for several in ([0, 1], np.array([0, 1]), torch.tensor([0, 1])):
+            with pytest.raises(errors.DataError, match="at a time is asked for"):
+                call(several)
+    # One element of an array or a tensor is one id.
+    for key in (3, np.int64(3), np.array(3), torch.tensor(3)):
+        assert scores.top(key, 1)["train"] == scores.top(3, 1)["train"]
+
+
+@pytest.mark.parametrize("k", [-1, 0, 2.5, True])
+def test_a_number_of_examples_that_is_none(x, y, k):
+    scores = influence(nn.Linear(3, 2), x, y).explain((x, y))
+    for side in (scores.top, scores.bottom):
+        with pytest.raises(errors.InputError, match="k is a whole number of at least 1"):
+            side(0, k)
+    assert len(scores.top(0, np.int64(2))) == 2
+
+
+def test_inputs_without_targets(x, y):
+    inf = influence(nn.Linear(3, 2), x, y)
+    for call in (inf.explain, inf.plan, inf.extremes, inf.validate):
+        with pytest.raises(errors.DataError, match=r"queries have no targets.*\(inputs, targets\)"):
+            call(x)
+    with pytest.raises(errors.DataError, match="training data have no targets"):
+        uw.Influence(nn.Linear(3, 2), x, loss="cross_entropy", l2=0.1).explain((x, y))
+    # A loss of one's own may need none.
+    own = uw.Influence(nn.Linear(3, 2), x, loss=lambda outputs, targets: outputs.square().sum(1))
+    assert own.risk.value() > 0
+
+
 def test_rows_of_different_number(x, y):
     with pytest.raises(errors.DataError, match=r"\[12, 5\]"):
         uw.Data.of((x, y[:5]))

@@ -305,9 +305,10 @@ class Data:
         keys = np.asarray(ids).reshape(-1).tolist()
         unknown = [key for key in keys if key not in self._places]
         if unknown:
+            first, last = self.ids[[0, -1]].tolist()
             raise DataError(
-                f"The id {unknown[0]!r} is not in the data, whose ids run from "
-                f"{self.ids[0]!r} to {self.ids[-1]!r}."
+                f"The id {unknown[0]!r} is not in the data, whose ids run from {first!r} to "
+                f"{last!r}."
             )
         return torch.tensor([self._places[key] for key in keys], dtype=torch.long, device="cpu")
 

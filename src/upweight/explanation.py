@@ -18,7 +18,7 @@ from upweight.linalg import Operator, RowValues
 from upweight.meaning import Meaning, meaning_of
 from upweight.methods import Baseline
 from upweight.objective import Measure
-from upweight.prepared import Prepared
+from upweight.prepared import Prepared, require_targets
 from upweight.scores import Extremes, Provenance, Scores
 from upweight.sinks import ExtremesSink, MatrixSink, StoredSink
 from upweight.store import resume, write_manifest
@@ -53,6 +53,7 @@ class Question:
     ) -> None:
         self.made, self.queries, self.accept = made, queries, accept
         self.measure: Measure = made.objective.measure if measure is None else measure
+        require_targets(made.objective, queries, role="queries")
         self.identity = made.identity_of(queries, self.measure)
 
     def rescale(self) -> engine.Rescale | None:

@@ -176,18 +176,14 @@ class Validation:
     truth: str
 
     def __repr__(self) -> str:
-        order = "" if self.meaning.sized else f" ({self.meaning.score_unit}, an order without size)"
-        lines = [
-            f"Predicted{order} against actual change of {self.meaning.measure} "
-            f"({self.meaning.unit}):"
-        ]
-        return "\n".join(
-            [*lines, *(f"  {text}" for text in self.lines()), f"  truth: {self.truth}"]
-        )
+        order = f" ({self.meaning.score_unit}, an order without size)" if self.meaning.per else ""
+        what = f"Predicted{order} against actual change of {self.meaning.measure}"
+        head = f"{what} ({self.meaning.unit}):"
+        return "\n  ".join([head, *self.lines(), f"truth: {self.truth}"])
 
     def lines(self) -> list[str]:
         """How each kind of removal came out, in words; without a slope where scores only rank."""
-        if self.meaning.sized:
+        if not self.meaning.per:
             return [f"{name}: {found}" for name, found in self.agreements.items()]
         return [
             f"{name}: r = {found.r:.4f} [{found.r_interval[0]:.4f}, {found.r_interval[1]:.4f}], "
@@ -205,10 +201,8 @@ class Validation:
             "predicted": self.predicted.ravel(),
             "actual": self.actual.ravel(),
         }
-        said = f"Change of {self.meaning.measure} ({self.meaning.unit})"
-        if not self.meaning.sized:
-            said += f", predicted in {self.meaning.score_unit}"
-        return Table(columns, said)
+        apart = f", predicted in {self.meaning.score_unit}" if self.meaning.per else ""
+        return Table(columns, f"Change of {self.meaning.measure} ({self.meaning.unit}){apart}")
 
     def plot(self, axes: Any = None) -> Any:
         """Scatter of actual over predicted, with the diagonal where units agree; the Axes."""
@@ -219,7 +213,7 @@ class Validation:
             axes.scatter(
                 self.predicted[:, which].ravel(), self.actual[:, which].ravel(), s=12, label=kind
             )
-        if self.meaning.sized:
+        if not self.meaning.per:
             reach = float(max(np.abs(self.predicted).max(), np.abs(self.actual).max()))
             axes.plot([-reach, reach], [-reach, reach], color="grey", linewidth=0.8)
         axes.set(

@@ -43,11 +43,6 @@ class Meaning:
     per: str = ""
 
     @property
-    def sized(self) -> bool:
-        """Whether scores are changes in the measure's unit, and not only an order."""
-        return self.change and not self.per
-
-    @property
     def score_unit(self) -> str:
         """Of the scores: the measure's own, or that over what they are divided by."""
         return f"{self.unit} per {self.per}" if self.per else self.unit

@@ -75,7 +75,7 @@ def _compare(
         for kind in (MOST, DRAWN)
         if (asked.chosen == kind).any()
     }
-    if not scores.meaning.sized:
+    if scores.meaning.per:
         agreements = {kind: _unsized(found) for kind, found in agreements.items()}
     return Validation(
         query_ids=queries.ids,

@@ -43,6 +43,8 @@ def a_model(name="softmax regression", *, pictured=True):
         "caveats": ["A first-order prediction."],
         "unit": "nats",
         "measure": "loss",
+        "helpful": 1,
+        "change": True,
         "queries": [
             {
                 "id": f"query-{q}",

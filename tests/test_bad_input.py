@@ -229,6 +229,43 @@ def test_unknown_ids_are_named(x, y):
             call()
 
 
+def test_ids_are_named_as_a_person_writes_them(x, y):
+    inf = influence(nn.Linear(3, 2), x, y)
+    scores = inf.explain((x, y))
+    for call in (lambda: scores.top(99), lambda: scores.for_train(99), lambda: inf.params([99])):
+        with pytest.raises(errors.DataError, match="ids run from 0 to 11"):
+            call()
+    extremes = inf.extremes((x, y), 2)
+    for call in (scores.top, scores.bottom, scores.for_train, extremes.top):
+        for several in ([0, 1], np.array([0, 1]), torch.tensor([0, 1])):
+            with pytest.raises(errors.DataError, match="at a time is asked for"):
+                call(several)
+    # One element of an array or a tensor is one id.
+    for key in (3, np.int64(3), np.array(3), torch.tensor(3)):
+        assert scores.top(key, 1)["train"] == scores.top(3, 1)["train"]
+
+
+@pytest.mark.parametrize("k", [-1, 0, 2.5, True])
+def test_a_number_of_examples_that_is_none(x, y, k):
+    scores = influence(nn.Linear(3, 2), x, y).explain((x, y))
+    for side in (scores.top, scores.bottom):
+        with pytest.raises(errors.InputError, match="k is a whole number of at least 1"):
+            side(0, k)
+    assert len(scores.top(0, np.int64(2))) == 2
+
+
+def test_inputs_without_targets(x, y):
+    inf = influence(nn.Linear(3, 2), x, y)
+    for call in (inf.explain, inf.plan, inf.extremes, inf.validate):
+        with pytest.raises(errors.DataError, match=r"queries have no targets.*\(inputs, targets\)"):
+            call(x)
+    with pytest.raises(errors.DataError, match="training data have no targets"):
+        uw.Influence(nn.Linear(3, 2), x, loss="cross_entropy", l2=0.1).explain((x, y))
+    # A loss of one's own may need none.
+    own = uw.Influence(nn.Linear(3, 2), x, loss=lambda outputs, targets: outputs.square().sum(1))
+    assert own.risk.value() > 0
+
+
 def test_rows_of_different_number(x, y):
     with pytest.raises(errors.DataError, match=r"\[12, 5\]"):
         uw.Data.of((x, y[:5]))
@@ -348,6 +385,54 @@ def test_the_same_rows_from_every_container(x, y):
     for source in sources:
         inf = uw.Influence(model, source, loss="cross_entropy", l2=0.1)
         np.testing.assert_allclose(inf.explain((x[:2], y[:2])).values, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_pandas_index_names_the_rows(x, y):
+    frame = pd.DataFrame(x.numpy(), columns=list("abc")).assign(label=y.numpy())
+    shuffled = frame.sample(frac=1, random_state=3)
+    model = nn.Linear(3, 2)
+    inf = uw.Influence(
+        model, uw.Data.from_frame(shuffled, target="label"), loss="cross_entropy", l2=0.1
+    )
+    worst = inf.audit()["id"][:3].tolist()
+    # What is dropped by these ids are the rows that were found.
+    plain = uw.Influence(model, (x, y), loss="cross_entropy", l2=0.1).audit()["id"][:3].tolist()
+    assert worst == plain
+    assert shuffled.drop(index=worst).equals(shuffled[~shuffled.index.isin(plain)])
+    pair = uw.Data.of((shuffled[["a", "b", "c"]], shuffled["label"]))
+    assert pair.ids.tolist() == shuffled.index.tolist()
+    assert uw.Data.of({"x": shuffled[["a"]], "labels": y}).ids.tolist() == shuffled.index.tolist()
+    named = frame.set_axis([f"row {i}" for i in range(len(x))])
+    assert uw.Data.of((x, named["label"])).ids[:2].tolist() == ["row 0", "row 1"]
+    assert uw.Data.from_frame(named, target="label").ids[-1] == "row 11"
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        [0] * 12,
+        [0.5 * i for i in range(12)],
+        pd.date_range("2026-01-01", periods=12),
+        pd.MultiIndex.from_product([range(3), range(4)]),
+        [0, "a", *range(2, 12)],
+        [f"row {min(i, 10)}" for i in range(12)],
+    ],
+)
+def test_an_index_that_names_no_rows_leaves_positions(x, y, index):
+    frame = pd.DataFrame(x.numpy(), columns=list("abc"), index=index).assign(label=y.numpy())
+    assert uw.Data.from_frame(frame, target="label").ids.tolist() == list(range(12))
+    assert uw.Data.of((frame[["a"]], frame["label"])).ids.tolist() == list(range(12))
+
+
+def test_ids_that_are_given_or_disagree_come_before_an_index(x, y):
+    frame = pd.DataFrame(x.numpy(), columns=list("abc"), index=range(5, 17))
+    other = pd.Series(y.numpy(), index=range(12, 0, -1))
+    assert uw.Data.of((frame, other)).ids.tolist() == list(range(12))
+    assert uw.Data.of((frame, y), ids=list("abcdefghijkl")).ids[0] == "a"
+    keyed = frame.assign(label=y.numpy(), key=range(20, 32))
+    assert uw.Data.from_frame(keyed, target="label", id="key").ids.tolist() == list(range(20, 32))
+    polars = pl.from_pandas(keyed)
+    assert uw.Data.from_frame(polars, target="label").ids.tolist() == list(range(12))
 
 
 def test_frames_that_cannot_be_read(x):

@@ -102,6 +102,7 @@ def test_new_run_and_run_again(recipe, capsys):
         "my: explained 6 queries by 150",
         "random: r = ",
         "Suspicious labels",
+        "of 150 labels differ from what the model says.",
         "out/report",
     ):
         assert part in said
@@ -129,10 +130,53 @@ def test_run_options_reach_the_result(recipe):
     assert json.loads(Path("upweight-my/validation.json").read_text())["agreements"]
 
 
+@pytest.mark.parametrize(
+    ("line", "words", "says"),
+    [
+        ("", "", ["Good: Predictions can be taken at face value."]),
+        ("", "--removals 0", ["Not checked: Nothing here shows that the scores come true."]),
+        (
+            "with torch.no_grad():\n    model.weight.mul_(2)",
+            "--removals 3",
+            ["The model: gradient norm", "more than 1e-05: not at a minimum. Train longer, or"],
+        ),
+    ],
+)
+def test_run_says_how_far_to_trust_it_and_whether_the_model_is_at_a_minimum(
+    recipe, capsys, line, words, says
+):
+    recipe.write_text(recipe.read_text() + line + "\n")
+    capsys.readouterr()
+    assert main(["run", "my.py", "--out", "out", *words.split()]) == 0
+    said = capsys.readouterr().out
+    assert all(part in said for part in says)
+    assert ("not at a minimum" in said) == bool(line)
+    assert ("not at a minimum" in Path("out/report.html").read_text()) == bool(line)
+
+
 def test_dry_run_prints_the_plan_and_writes_nothing(recipe, capsys):
     assert main(["run", "my.py", "--dry-run"]) == 0
     assert "memory_gib" in capsys.readouterr().out
     assert left(Path()) == {"my.py"}
+
+
+@pytest.mark.parametrize(
+    ("words", "audited", "removals"),
+    [
+        ("", True, "removals (40 refits of 9 parameters): not estimated; --removals 0 leaves"),
+        ("--method ekfac --removals 5", True, "removals (10 refits of 9 parameters)"),
+        ("--removals 0", True, None),
+        ("--method relatif --removals 0", False, None),
+        ("--method loss", False, None),
+    ],
+)
+def test_a_run_says_beforehand_what_a_plan_leaves_out(recipe, capsys, words, audited, removals):
+    for dry in (["--dry-run"], ["--out", "out"]):
+        capsys.readouterr()
+        assert main(["run", "my.py", *dry, *words.split()]) == 0
+        before = capsys.readouterr().out.partition("explained")[0]
+        assert ("audit (self-influence of 150 examples): not estimated" in before) == audited
+        assert removals in before if removals else "removals (" not in before
 
 
 def test_new_leaves_what_exists(recipe, capsys):
@@ -357,6 +401,38 @@ def test_tune_shares_its_truth_with_validate(recipe, capsys):
     assert len(left(Path("upweight-my-truth"))) == 1
 
 
+@pytest.mark.parametrize("words", ["--method exat", "--method cosine", "--method relatif"])
+def test_tune_refuses_a_method_before_it_trains(recipe, capsys, words):
+    recipe.write_text(recipe.read_text() + "def retrain(positions, seed):\n    raise SystemExit\n")
+    capsys.readouterr()
+    assert main(["tune", "my.py", "--budget", "2 h", "--method", "exact", *words.split()]) == 1
+    refusal = only_error(capsys)
+    assert any(said in refusal for said in ("is unknown", "is a baseline", "an ablation"))
+    assert left(Path()) == {"my.py"}
+
+
+@pytest.mark.parametrize("command", ["validate", "tune"])
+def test_a_wrong_budget_is_refused_before_anything_is_loaded(capsys, command):
+    assert main([command, "absent.py", "--budget", "banana"]) == 1
+    assert "got 'banana'" in only_error(capsys)
+
+
+@pytest.mark.parametrize("command", ["validate", "tune"])
+def test_an_interrupted_training_says_what_is_kept(recipe, capsys, command):
+    recipe.write_text(
+        recipe.read_text() + TRAINED + "again, calls = retrain, [0]\n"
+        "def retrain(positions, seed):\n    calls[0] += 1\n    if calls[0] > 9:\n"
+        "        raise KeyboardInterrupt\n    return again(positions, seed)\n"
+    )
+    capsys.readouterr()
+    words = ["--method", "ggn", "--budget", "1 h", "--truth", "kept"]
+    damping = ["--damping", "0.1"] if command == "validate" else []
+    assert main([command, "my.py", *words, *damping]) == 130
+    assert "Outcomes so far are kept in kept; the same command goes on" in only_error(capsys)
+    assert read_manifest("kept")["kind"] == "retraining"
+    assert left(Path()) == {"my.py", "kept"}
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -370,6 +446,13 @@ def test_tune_refuses_in_one_line(recipe, capsys, words, says):
     capsys.readouterr()
     assert main(["tune", "my.py", *words.split()]) == 1
     assert says in only_error(capsys)
+
+
+def test_help_says_the_defaults_of_its_own_command(capsys):
+    assert main(["validate", "--help"]) == 0
+    assert "of 'validate' upweight-NAME-evidence" in " ".join(capsys.readouterr().out.split())
+    assert main(["tune", "--help"]) == 0
+    assert "is tried with damping 'auto'" in " ".join(capsys.readouterr().out.split())
 
 
 def test_interrupted_words(capsys, monkeypatch):
@@ -447,6 +530,7 @@ def test_doctor_of_the_machine_and_of_a_recipe(recipe, capsys):
     assert torch.__version__ in capsys.readouterr().out
     assert main(["doctor", "my.py"]) == 0
     said = capsys.readouterr().out
+    assert "reads model, train, queries, loss, l2, label_names, title; as by default" in said
     for part in ("two readings", "bit by bit", "at a minimum", "100.0%", "'exact' fits"):
         assert part in said
     assert "FAIL" not in said
@@ -528,6 +612,27 @@ queries = torch.randint(9, (3, 4)), torch.arange(3) % 2
 loss = "cross_entropy"
 l2 = 0.1
 """
+
+
+@pytest.mark.parametrize(
+    ("line", "words", "heads"),
+    [
+        ("", "--method loss", ("largest", "smallest")),
+        (
+            "def measure(outputs, targets):\n    return outputs.log_softmax(1)[:, 0]",
+            "--removals 0",
+            ("removal raises most", "removal lowers most"),
+        ),
+    ],
+)
+def test_run_calls_nothing_helpful_where_nothing_says_so(recipe, capsys, line, words, heads):
+    recipe.write_text(recipe.read_text() + line + "\n")
+    assert main(["run", "my.py", "--out", "out", *words.split()]) == 0
+    said = capsys.readouterr().out
+    assert all(head in said for head in heads)
+    for text in (said, Path("out/top.csv").read_text()):
+        assert "helpful" not in text
+        assert "harmful" not in text
 
 
 def test_a_method_that_does_not_suit_the_inputs_says_so(recipe, capsys):

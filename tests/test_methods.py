@@ -112,7 +112,8 @@ def test_relative_scores_take_every_way_that_scores_take(tmp_path):
     risk = next(case for case in CASES if case.name == "mlp").risk()
     queries = risk.data.take(torch.arange(3))
     whole = front(risk, "relatif", 0.1).explain(queries)
-    assert whole.meaning.unit == "nats per ‖H⁻¹∇ℓ‖"
+    assert (whole.meaning.unit, whole.meaning.score_unit) == ("nats", "nats per ‖H⁻¹∇ℓ‖")
+    assert whole.meaning.per == "‖H⁻¹∇ℓ‖"
     assert "nats per ‖H⁻¹∇ℓ‖" in repr(whole)
     stored = front(risk, "relatif", 0.1).explain_into(tmp_path / "run", queries)
     close(stored.values, whole.values)

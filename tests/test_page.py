@@ -77,6 +77,18 @@ def test_browser_never_scrolls_sideways(visit, width, pictured):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.parametrize(("key", "lines"), [("image-00013.png", 1), (13, 1), ("unbroken" * 12, 8)])
+def test_browser_keeps_ids_of_suspects_readable_on_a_phone(visit, key, lines):
+    model = a_model(pictured=False)
+    for row in model["suspects"]["rows"]:
+        row["id"] = key
+        row["given"], row["predicted"] = "pneumonia", "healthy"
+    box = visit(a_summary(model), width=400).locator(".ranking td.id span").first.bounding_box()
+    # A line is about 20 px high.
+    assert box["height"] < 22 * lines
+    assert box["width"] < 200
+
+
 def test_browser_without_scripts_shows_all_models(visit):
     page = visit(a_summary(a_model(), a_model("network")), script=False)
     assert page.locator(".model:visible").count() == 2

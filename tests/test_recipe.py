@@ -148,6 +148,68 @@ def test_names_of_a_wrong_kind(tmp_path, line, says):
 
 
 @pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("measures = 'margin'", "Write measure, or call the variable something else"),
+        ("lable_names = ['a', 'b']", "Write label_names"),
+        ("labels_names = ['a', 'b']", "Write label_names"),
+        ("L2 = 0.05", "Write l2"),
+        ("IDs = list('abcd')", "Write ids"),
+        ("image_shapes = (1, 2)", "Write image_shape"),
+        ("def Measure(outputs, targets):\n    return outputs[:, 0]", "Write measure"),
+        ("def retrain_(positions, seed):\n    return model", "Write retrain"),
+        ("weight_decay = 0.3", "State it as l2"),
+        ("method = 'ekfac'", "Give it on the command line, as --method"),
+        ("damping = 0.5", "Give it on the command line, as --damping"),
+    ],
+)
+def test_misspelt_names_are_not_ignored(tmp_path, line, says):
+    with pytest.raises(RecipeError) as caught:
+        load(written(tmp_path, GOOD + line + "\n"))
+    message = str(caught.value)
+    assert message.startswith("recipe.py: ")
+    assert "is no name that a recipe reads" in message
+    assert says in message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # Used to say what is read under its own name.
+        "L2 = 0.5\nl2 = L2",
+        "weight_decay = 0.5\nl2 = {'weight': weight_decay}",
+        "measures = ['loss', 'margin']\nmeasure = measures[1]",
+        # Of another kind than the name that it looks like.
+        "for parameter in model.parameters():\n    pass",
+        "for id in range(4):\n    pass",
+        "for label_name in ('a', 'b'):\n    pass",
+        "titles = ['a', 'b']\nmeasured = torch.ones(3)\nimage_shapes = [(1, 2), (3, 4)]",
+        "retrained = model\ntrainings = 3\nremovals = 20",
+        # Ordinary names.
+        "models = [model]\nlabels = train[1]\ntrain_x, train_y = train\nquery_ids = [0, 1]",
+        "lr, epochs, batch_size, seed = 0.1, 5, 32, 0\ntrain_ids = [0, 1, 2, 3]\nkids = [1]",
+        "params = dict(model.named_parameters())\nid_ = 3\nnames = ['a']\nshape = (1, 2)",
+        "trained = True\ntrainset = train\ntest = train\ntile = 8\nmeasure_all = 'x'",
+        "from torch.nn.utils import parametrize, parametrizations",
+        "from upweight.demo import minimise\nfrom upweight.retraining import retrain as retrained",
+        "from upweight import Influence, Training",
+    ],
+)
+def test_ordinary_names_are_left_alone(tmp_path, text):
+    load(written(tmp_path, GOOD + text + "\n"))
+
+
+def test_the_example_uses_no_name_that_is_refused():
+    examples = Path(__file__).parent.parent / "examples"
+    assert "ids" in load(examples / "digits_recipe.py").stated
+
+
+def test_what_was_read_is_known(tmp_path):
+    recipe = load(written(tmp_path, GOOD + "l2 = 0.0\nids = torch.arange(4).numpy()\n"))
+    assert recipe.stated == ("model", "train", "queries", "loss", "l2", "ids")
+
+
+@pytest.mark.parametrize(
     "line",
     [
         "ids = [1, 2]",

@@ -164,7 +164,7 @@ def test_figures_round_to_the_value(value):
 @pytest.mark.parametrize(
     ("rows", "grade", "said"),
     [
-        ([], "unchecked", "Nothing on this page"),
+        ([], "unchecked", "Nothing here"),
         ([agreement()], "good", "face value"),
         ([agreement(slope=1.6)], "partly", "1.6 times as large"),
         ([agreement(r=0.8, spread=0.05)], "partly", "noisy"),
@@ -185,6 +185,36 @@ def test_the_weakest_row_decides(rows, grade, said):
     assert said in found.headline
 
 
+@pytest.mark.parametrize(
+    ("row", "grade", "said"),
+    [
+        (agreement(), "good", "they say nothing of sizes"),
+        (agreement(r=0.8, spread=0.05), "partly", "noisy."),
+        (agreement(r=0.3), "not", "Do not act"),
+        (agreement(r=math.nan), "not", "do not vary"),
+        (agreement(count=3), "partly", "too few"),
+    ],
+)
+def test_scores_that_only_rank_are_graded_by_their_order(row, grade, said):
+    row = {**row, "slope": None, "slope_interval": [None, None]}
+    found = verdict({"per": "length", "evidence": {"agreements": [row], "points": []}})
+    assert found.grade == grade
+    assert said in found.headline
+    assert "slope" not in found.basis
+    assert "r = " in found.basis.replace("\u00a0", " ") or grade == "not"
+
+
+def test_the_page_of_scores_that_only_rank():
+    model = {**a_model(), "per": "length", "retrained": retrained()}
+    page = render(a_summary(model))
+    text = Elements(page).text
+    assert "loss 2.50 nats" in text
+    assert "in 10⁻³ nats per length" in text or "in nats per length" in text
+    assert "Scores are divided by length" in text
+    assert "face value" not in text
+    assert 'class="scatter" data-panel' not in page
+
+
 def test_the_basis_counts_what_was_removed_and_does_not_round_up():
     points = [
         {"x": 0.0, "y": 0.0, "kind": "random", "query": q, "removed": i}
@@ -198,9 +228,9 @@ def test_the_basis_counts_what_was_removed_and_does_not_round_up():
     assert "r > 0.999" in found.basis.replace("\u00a0", " ")
 
 
-def test_an_unfinished_solve_and_missing_parameters_are_said():
+def test_a_rough_inverse_and_missing_parameters_are_said():
     found = verdict({"worst_residual": 0.2, "coverage": 0.62, "evidence": None})
-    assert "residual of 0.20" in found.notes[0]
+    assert found.notes[0] == "The inverse is approximated, to a relative residual of 0.20 at worst."
     assert "62 %" in found.notes[1]
 
 
@@ -285,6 +315,24 @@ def test_every_section_is_there():
     assert len(page) < 200_000
 
 
+@pytest.mark.parametrize(
+    ("meaning", "heads"),
+    [
+        ({"change": False, "helpful": 0}, ["Largest", "Smallest"]),
+        ({"change": True, "helpful": 0}, ["Removal raises most", "Removal lowers most"]),
+    ],
+)
+def test_nothing_is_called_helpful_where_nothing_says_so(meaning, heads):
+    model = {**a_model(), **meaning, "sentence": "", "evidence": None}
+    model["queries"][0]["measure"] = None if not meaning["change"] else 2.5
+    elements = Elements(render(a_summary(model)))
+    assert [elements.text.count(f"{head} in nats") for head in heads] == [2, 2]
+    for said in ("helpful", "harmful", "removing one", "for and against"):
+        assert said not in elements.text
+    assert ("loss 2.50 nats" in elements.text) == meaning["change"]
+    assert not [a for tag, a in elements.tags if a.get("class") in ("side helpful", "side harmful")]
+
+
 def test_what_retraining_found_is_shown_and_decides():
     part = retrained()
     model = {**a_model(), "retrained": part, "evidence": None}
@@ -367,6 +415,27 @@ def test_rows_without_optional_parts():
     assert "Model says" not in text
     assert "Margin" not in text
     assert "None." in text
+
+
+@pytest.mark.parametrize("pictured", [True, False])
+@pytest.mark.parametrize(
+    ("count", "heading"), [(0, "Most influential on themselves"), (2, "Suspicious labels")]
+)
+def test_labels_that_differ_are_marked_and_counted(pictured, count, heading):
+    model = a_model(pictured=pictured)
+    model["suspects"]["differing"] = {"count": count, "of": 1700}
+    for place, row in enumerate(model["suspects"]["rows"]):
+        row["issue"] = place < count
+    page = render(a_summary(model))
+    text = Elements(page).text
+    assert f"{count} of 1,700 labels differ from what the model says." in text
+    assert ("Suspicious labels" in text) == (heading == "Suspicious labels")
+    assert heading in text
+    table = page.partition('<table class="ranking')[2].partition("</table>")[0]
+    assert "Differs" in table
+    rows = [Elements(row).text for row in table.split("<tr")[2:]]
+    assert ["5 3 yes" in row for row in rows] == [place < count for place in range(len(rows))]
+    assert page.count('class="label differs"') == count * pictured
 
 
 def test_losses_are_not_given_the_unit_of_another_measure():

@@ -51,6 +51,13 @@ def test_a_measure_where_more_is_better_turns_the_sides():
     assert scores.top(10, 1)["effect"].tolist() == ["helpful"]
 
 
+def test_a_baseline_has_no_effect_of_removal():
+    scores = made()
+    scores.meaning = Meaning("training_loss", "loss", 0, change=False)
+    for table in (scores.top(10, 1), scores.bottom(10, 1), scores.for_train("c")):
+        assert "effect" not in table.columns
+
+
 def test_upweight_is_minus_n_times_the_score():
     np.testing.assert_allclose(made().upweight, -3 * made().values)
 

@@ -12,6 +12,7 @@ from upweight import demo
 from upweight.errors import IndefiniteError, InputError, RecipeError, StoreError
 from upweight.recipe import Recipe
 from upweight.report import render
+from upweight.report.numbers import figure
 from upweight.scores import Scores
 from upweight.store import read_manifest
 from upweight.study import SHOWN_QUERIES, Study, Wish, summary
@@ -117,9 +118,10 @@ def test_a_model_that_is_not_at_a_minimum_is_explained_but_not_proved():
     with torch.no_grad():
         model.weight.mul_(6)
     study = Study(recipe(model=model, l2=0.0), Wish(damping=0.01))
-    (note,) = study.notes
-    assert note.startswith("Not proved by removal: ")
-    assert page(study)["caveats"] == [note]
+    off, unproved = study.notes
+    assert off.startswith(f"The model: gradient norm {study.slope:.1e}, more than 1e-05: not at")
+    assert unproved.startswith("Not proved by removal: ")
+    assert page(study)["caveats"] == [off, unproved]
 
 
 def test_an_indefinite_curvature_is_not_proved_or_refused():
@@ -129,6 +131,12 @@ def test_an_indefinite_curvature_is_not_proved_or_refused():
         _ = Study(recipe(model=model, l2=0.0)).scores
     study = Study(recipe(model=model, l2=0.0), Wish(method="ggn", damping=0.1))
     assert study.proof is None
+    # The scores' curvature is positive already, so that is not what to change.
+    _, note = study.notes
+    assert "at no minimum of its objective" in note
+    assert f"gradient norm {study.slope:.1e}, and its Hessian is not positive definite" in note
+    assert "'upweight validate RECIPE.py'" in note
+    assert "method='ggn'" not in note
     assert page(study)["method"] == "ggn"
 
 
@@ -136,18 +144,64 @@ def test_large_models_are_not_refitted():
     model = nn.Sequential(nn.Linear(2, 2000), nn.Linear(2000, 3)).double()
     model[0].requires_grad_(True)
     study = Study(recipe(model=model), Wish(method="no_hessian"))
-    assert "12,003 parameters are more than 10,000" in study.notes[0]
+    assert "12,003 parameters are more than 10,000" in study.notes[-1]
 
 
 def test_a_baseline_has_neighbours_and_no_audit():
     study = Study(recipe(), Wish(method="euclidean", top=3, removals=5))
     model = page(study)
     assert model["suspects"] is None
+    assert (model["change"], model["helpful"]) == (False, 0)
     assert model["worst_residual"] is None
     assert any("No suspicious labels" in caveat for caveat in model["caveats"])
     inputs, _ = rows(60)
     nearest = torch.cdist(rows(5, 1)[0], inputs).argsort(1)[:, :3].tolist()
     assert [[e["id"] for e in query["helpful"]] for query in model["queries"]] == nearest
+
+
+def test_scores_that_only_rank_have_the_losss_unit_beside_the_query_and_no_slope(tmp_path):
+    study = Study(recipe(), Wish(method="relatif", damping=0.1, removals=6))
+    model = page(study)
+    assert (model["unit"], model["per"]) == ("nats", "‖H⁻¹∇ℓ‖")
+    assert [row["slope"] for row in model["evidence"]["agreements"]] == [None, None]
+    assert all(0.5 < row["r"] <= 1 for row in model["evidence"]["agreements"])
+    text = render(summary("T", [study], study.identity))
+    assert f"loss {figure(model['queries'][0]['measure'])} nats</p>" in text
+    assert "nats per ‖H⁻¹∇ℓ‖" in text
+    for said in (*study.proof.lines(), repr(study.proof)):
+        assert "slope" not in said
+        assert "rank r = " in said
+    assert "nats per ‖H⁻¹∇ℓ‖, an order" in repr(study.proof)
+    assert "predicted in nats per ‖H⁻¹∇ℓ‖" in study.proof.table().caption
+    study.save(tmp_path / "run")
+    kept = json.loads((tmp_path / "run" / "validation.json").read_text())["agreements"]
+    assert kept["random"]["slope"] is None
+    assert Scores.load(tmp_path / "run").meaning == study.scores.meaning
+
+
+def test_an_audit_says_which_labels_differ_and_how_many():
+    flipped = rows(60)
+    flipped[1][:3] = (flipped[1][:3] + 1) % 3
+    study = Study(recipe(train=flipped), Wish(removals=0))
+    suspects = page(study)["suspects"]
+    issues = dict(zip(study.audit["id"].tolist(), study.audit["is_label_issue"], strict=True))
+    assert suspects["differing"] == {"count": int(sum(issues.values())), "of": 60}
+    assert suspects["differing"]["count"] >= 3
+    assert [row["issue"] for row in suspects["rows"]] == [issues[r["id"]] for r in suspects["rows"]]
+    assert suspects["caption"].startswith("Suspicious labels")
+
+
+def test_an_audit_without_a_label_that_differs_calls_none_suspicious():
+    asked = recipe()
+    inputs, _ = rows(60)
+    with torch.no_grad():
+        said = asked.model(inputs).argmax(1)
+    study = Study(recipe(train=(inputs, said)), Wish(removals=0))
+    model = page(study)
+    assert model["suspects"]["differing"] == {"count": 0, "of": 60}
+    assert model["suspects"]["caption"].startswith("Most influential on themselves")
+    text = render(summary("T", [study], study.identity))
+    assert "Suspicious labels" not in text
 
 
 def test_regression_has_targets_and_no_predicted_label():
@@ -163,6 +217,8 @@ def test_regression_has_targets_and_no_predicted_label():
     model = page(Study(plain, Wish(removals=0)))
     assert model["queries"][0]["title"] == f"labelled {float(targets[0]):.4g}"
     assert model["suspects"]["rows"][0]["predicted"] is None
+    assert model["suspects"]["rows"][0]["issue"] is None
+    assert model["suspects"]["differing"] is None
 
 
 def test_custom_loss_and_mapping_data():
@@ -202,7 +258,7 @@ def test_default_removals_follow_the_data():
     assert Wish().count(1000) == 20
     assert Wish().count(12) == 4
     assert Wish().count(8) == 0
-    assert "too few training examples" in Study(recipe(train=rows(6))).notes[0]
+    assert "too few training examples" in Study(recipe(train=rows(6))).notes[-1]
 
 
 def test_the_directory(tmp_path):

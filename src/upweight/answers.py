@@ -161,7 +161,7 @@ class Validation:
         chosen: "most influential" or "random" for each removal, ``[m]``.
         predicted: ``[q, m]``.
         actual: ``[q, m]``.
-        agreements: by the way removals were chosen.
+        agreements: by the way removals were chosen; slopes are NaN where scores have no size.
         meaning: measure and unit.
         truth: how the actual changes were made.
     """
@@ -176,11 +176,20 @@ class Validation:
     truth: str
 
     def __repr__(self) -> str:
-        lines = [
-            f"Predicted against actual change of {self.meaning.measure} ({self.meaning.unit}):"
+        order = f" ({self.meaning.score_unit}, an order without size)" if self.meaning.per else ""
+        what = f"Predicted{order} against actual change of {self.meaning.measure}"
+        head = f"{what} ({self.meaning.unit}):"
+        return "\n  ".join([head, *self.lines(), f"truth: {self.truth}"])
+
+    def lines(self) -> list[str]:
+        """How each kind of removal came out, in words; without a slope where scores only rank."""
+        if not self.meaning.per:
+            return [f"{name}: {found}" for name, found in self.agreements.items()]
+        return [
+            f"{name}: r = {found.r:.4f} [{found.r_interval[0]:.4f}, {found.r_interval[1]:.4f}], "
+            f"rank r = {found.rank:.4f}, {found.count} pairs"
+            for name, found in self.agreements.items()
         ]
-        lines += [f"  {name}: {found}" for name, found in self.agreements.items()]
-        return "\n".join([*lines, f"  truth: {self.truth}"])
 
     def table(self) -> Table:
         """One row per query and removal."""
@@ -192,10 +201,11 @@ class Validation:
             "predicted": self.predicted.ravel(),
             "actual": self.actual.ravel(),
         }
-        return Table(columns, f"Change of {self.meaning.measure} ({self.meaning.unit})")
+        apart = f", predicted in {self.meaning.score_unit}" if self.meaning.per else ""
+        return Table(columns, f"Change of {self.meaning.measure} ({self.meaning.unit}){apart}")
 
     def plot(self, axes: Any = None) -> Any:
-        """Scatter of actual over predicted with the diagonal; returns matplotlib's Axes."""
+        """Scatter of actual over predicted, with the diagonal where units agree; the Axes."""
         if axes is None:
             axes = require("matplotlib.pyplot", "plot()").subplots(figsize=(5, 5))[1]
         for kind in self.agreements:
@@ -203,10 +213,13 @@ class Validation:
             axes.scatter(
                 self.predicted[:, which].ravel(), self.actual[:, which].ravel(), s=12, label=kind
             )
-        reach = float(max(np.abs(self.predicted).max(), np.abs(self.actual).max()))
-        axes.plot([-reach, reach], [-reach, reach], color="grey", linewidth=0.8)
-        unit = f"change of {self.meaning.measure} ({self.meaning.unit})"
-        axes.set(xlabel=f"predicted {unit}", ylabel=f"actual {unit}")
+        if not self.meaning.per:
+            reach = float(max(np.abs(self.predicted).max(), np.abs(self.actual).max()))
+            axes.plot([-reach, reach], [-reach, reach], color="grey", linewidth=0.8)
+        axes.set(
+            xlabel=f"predicted change of {self.meaning.measure} ({self.meaning.score_unit})",
+            ylabel=f"actual change of {self.meaning.measure} ({self.meaning.unit})",
+        )
         axes.legend()
         return axes
 
@@ -355,7 +368,7 @@ class Sweep:
             "correlation_with_previous": np.array(self._agreement()),
             "worst_residual": np.array([_worst(s.provenance.residual) for s in kept]),
         }
-        unit = kept[0].meaning.unit
+        unit = kept[0].meaning.score_unit
         refused = "".join(f" Refused at {value:g}." for value in self.refused)
         return Table(columns, f"Scores by damping; sizes in {unit}.{refused}")
 

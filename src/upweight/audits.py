@@ -105,6 +105,16 @@ def listed(ids: np.ndarray, self_influence: np.ndarray, values: Survey, *, unit:
         columns["margin"] = values["margin"]
     return Table(
         {name: column[order] for name, column in columns.items()},
-        f"Suspicious labels, worst first. self_influence: predicted rise of the example's own "
-        f"loss ({unit}) if it is removed.",
+        f"{_heading(columns)} self_influence: predicted rise of the example's own loss ({unit}) "
+        "if it is removed.",
+    )
+
+
+def _heading(columns: Mapping[str, np.ndarray]) -> str:
+    """What a table lists; where no label differs from the model's, none is called suspicious."""
+    issues = columns.get("is_label_issue")
+    if issues is None or bool(issues.any()):
+        return "Suspicious labels, worst first."
+    return (
+        "Most influential on themselves, largest first; no label differs from what the model says."
     )

@@ -145,6 +145,30 @@ def _ids(ids: list[Any]) -> np.ndarray:
     return names
 
 
+def _index_ids(source: Any) -> np.ndarray | None:
+    """Ids ``[N]`` from the index of pandas parts; None where there is none that names rows.
+
+    Whole numbers or text, each once, and the same for all parts: what ``frame.drop(index=ids)``
+    and ``frame.loc[ids]`` take.
+    """
+    parts = source.values() if isinstance(source, Mapping) else source
+    indexes = [_index_of(part) for part in parts if _is_frame(part)]
+    keys = [index.tolist() for index in indexes if index is not None]
+    if not keys or any(other != keys[0] for other in keys[1:]) or len(set(keys[0])) < len(keys[0]):
+        return None
+    kinds = {type(key) for key in keys[0]}
+    names = np.asarray(keys[0])
+    return names if kinds in ({int}, {str}) and names.dtype.kind in "iuU" else None
+
+
+def _is_frame(part: Any) -> bool:
+    return nw.dependencies.is_into_dataframe(part) or nw.dependencies.is_into_series(part)
+
+
+def _index_of(part: Any) -> Any:
+    return nw.maybe_get_index(nw.from_native(part, eager_only=True, allow_series=True))
+
+
 def _is_array(value: Any) -> bool:
     return isinstance(value, (Tensor, np.ndarray)) and value.ndim > 0
 
@@ -203,7 +227,8 @@ class Data:
 
         A DataLoader contributes its dataset, collate function and batch size; rows are read in the
         dataset's order, whatever the loader shuffles. Batches may be tuples ``(x, ..., y)`` or
-        mappings with a ``labels`` entry.
+        mappings with a ``labels`` entry. Ids are positions where none are given, and of pandas
+        frames and series their index, if it is whole numbers or text that name each row once.
 
         Raises:
             DataError: empty, unsized, changing, or with ids or weights that do not match.
@@ -218,13 +243,19 @@ class Data:
                 raise DataError("Data already has ids and weights. Pass the original source.")
             return source
         rows, suggested = _source(source)
-        names = np.arange(rows.length) if ids is None else _ids(list(ids))
+        if ids is not None:
+            names = _ids(list(ids))
+        else:
+            indexed = _index_ids(source) if isinstance(source, (tuple, Mapping)) else None
+            names = np.arange(rows.length) if indexed is None else indexed
         tensor = None if weights is None else to_tensor(weights).double().cpu()
         return cls(rows, names, tensor, batch_size=batch_size or suggested)
 
     @classmethod
     def from_frame(cls, frame: Any, *, target: str, id: str | None = None) -> "Data":
         """Data from a pandas, polars or pyarrow frame; columns other than these two are features.
+
+        Without an id column ids are the index of a pandas frame, as for ``of``, else positions.
 
         Raises:
             DataError: a column is missing or not numeric.
@@ -244,8 +275,8 @@ class Data:
         if text:
             raise DataError(f"The columns {text} are not numeric. Encode them first.")
         x = np.asarray(features.to_numpy(), dtype=np.float64)
-        ids = None if id is None else table[id].to_numpy()
-        return cls.of((x, table[target].to_numpy()), ids=None if ids is None else list(ids))
+        ids = _index_ids((frame,)) if id is None else table[id].to_numpy()
+        return cls.of((x, table[target].to_numpy()), ids=None if ids is None else ids.tolist())
 
     def __len__(self) -> int:
         return self.source.length
@@ -275,9 +306,10 @@ class Data:
         keys = np.asarray(ids).reshape(-1).tolist()
         unknown = [key for key in keys if key not in self._places]
         if unknown:
+            first, last = self.ids[[0, -1]].tolist()
             raise DataError(
-                f"The id {unknown[0]!r} is not in the data, whose ids run from "
-                f"{self.ids[0]!r} to {self.ids[-1]!r}."
+                f"The id {unknown[0]!r} is not in the data, whose ids run from {first!r} to "
+                f"{last!r}."
             )
         return torch.tensor([self._places[key] for key in keys], dtype=torch.long, device="cpu")
 

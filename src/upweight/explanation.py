@@ -18,7 +18,7 @@ from upweight.linalg import Operator, RowValues
 from upweight.meaning import Meaning, meaning_of
 from upweight.methods import Baseline
 from upweight.objective import Measure
-from upweight.prepared import Prepared
+from upweight.prepared import Prepared, require_targets
 from upweight.scores import Extremes, Provenance, Scores
 from upweight.sinks import ExtremesSink, MatrixSink, StoredSink
 from upweight.store import resume, write_manifest
@@ -53,6 +53,7 @@ class Question:
     ) -> None:
         self.made, self.queries, self.accept = made, queries, accept
         self.measure: Measure = made.objective.measure if measure is None else measure
+        require_targets(made.objective, queries, role="queries")
         self.identity = made.identity_of(queries, self.measure)
 
     def rescale(self) -> engine.Rescale | None:
@@ -65,8 +66,7 @@ class Question:
     @property
     def meaning(self) -> Meaning:
         """What the scores say."""
-        found, per = meaning_of(self.made.objective, self.measure), self.made.fitted.per
-        return replace(found, unit=f"{found.unit} per {per}") if per else found
+        return replace(meaning_of(self.made.objective, self.measure), per=self.made.fitted.per)
 
     def precondition(self) -> tuple[Tensor | RowValues, Provenance]:
         """Rows s_q, and how they came about."""

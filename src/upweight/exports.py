@@ -114,7 +114,7 @@ def _effects(scores: Scores, place: int, k: int) -> dict[str, Any]:
         "harmful": harmful,
         "helpful": helpful,
         "upweight": {
-            "says": SAYS.format(unit=scores.meaning.unit),
+            "says": SAYS.format(unit=scores.meaning.score_unit),
             "method": made.method,
             "damping": made.damping,
             "caveats": made.caveats,

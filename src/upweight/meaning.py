@@ -33,12 +33,19 @@ class Meaning:
         helpful: +1 when a positive score means helpful, −1 when it means harmful, 0 when a
             user's own measure does not say.
         change: whether it is a change on removal; what a baseline says is not.
+        per: what scores are divided by, in words or as a formula; they rank then, and have no size.
     """
 
     measure: str
     unit: str
     helpful: int
     change: bool = True
+    per: str = ""
+
+    @property
+    def score_unit(self) -> str:
+        """Of the scores: the measure's own, or that over what they are divided by."""
+        return f"{self.unit} per {self.per}" if self.per else self.unit
 
     @property
     def column(self) -> str:
@@ -56,7 +63,7 @@ class Meaning:
             0: "positive = removing the example raises it",
         }[self.helpful]
         return (
-            f"Predicted change of the query's {self.measure.replace('_', ' ')} ({self.unit}) "
+            f"Predicted change of the query's {self.measure.replace('_', ' ')} ({self.score_unit}) "
             f"if the training example is removed; {says}."
         )
 

@@ -13,20 +13,21 @@ from upweight.curvature import kronecker_fit
 from upweight.damping import Damping, check_damping, resolved
 from upweight.data import Data
 from upweight.engine import located, query_gradients
-from upweight.errors import InputError
+from upweight.errors import DataError, InputError
 from upweight.factors import load_factors, save_factors
 from upweight.fingerprints import fingerprint
 from upweight.gradients import Compression, TrainingGradients, per_example
 from upweight.guard import Guard
 from upweight.keepers import DirectoryKeeper
 from upweight.linalg import Inverse, Operator, RowValues
+from upweight.losses import CustomLoss
 from upweight.methods import Baseline, Method, resolve_method
 from upweight.objective import Measure, Objective
 from upweight.risk import Risk
 from upweight.scores import Provenance
 from upweight.store import MANIFEST, require_place
 
-__all__ = ["Holder", "Prepared", "answering"]
+__all__ = ["Holder", "Prepared", "answering", "require_targets"]
 
 
 Asked = ParamSpec("Asked")
@@ -51,6 +52,19 @@ def answering(
             return question(self, *args, **kwargs)
 
     return guarded
+
+
+def require_targets(objective: Objective, data: Data, *, role: str) -> None:
+    """Refuse inputs alone where a loss of the library compares with targets.
+
+    Raises:
+        DataError: the data have no targets.
+    """
+    if not isinstance(objective.loss, CustomLoss) and data.rows(0, 1).targets is None:
+        raise DataError(
+            f"The {role} have no targets, and {objective.loss.name.replace('_', ' ')} compares "
+            "outputs with them. Pass (inputs, targets)."
+        )
 
 
 @final
@@ -82,6 +96,7 @@ class Prepared:
     @cached_property
     def risk(self) -> Risk:
         """The objective bound to the training data, checked."""
+        require_targets(self.objective, self.data, role="training data")
         return Risk(self.objective, self.data)
 
     def keep(

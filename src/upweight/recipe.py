@@ -1,5 +1,6 @@
 """Recipes: a model, its data and its loss, defined by name in a Python file of the user's."""
 
+import difflib
 import importlib.util
 import itertools
 import math
@@ -10,9 +11,10 @@ from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from os import PathLike
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -45,7 +47,7 @@ class Recipe:
         removal: "mean" or "sum", what happens to L2 when an example goes.
         parameters: which parameters to differentiate; None for all.
         measure: what is asked of a query.
-        ids: one per training example; their positions by default.
+        ids: one per training example; by default the index of pandas frames, else positions.
         label_names: name of each class, for the report.
         image_shape: shape in which an example's input is a picture, for the report.
         title: of the report.
@@ -94,6 +96,12 @@ class Recipe:
             raise RecipeError(
                 "A recipe defines training, or a function retrain, and not both. Remove one."
             )
+
+    @property
+    def stated(self) -> tuple[str, ...]:
+        """Names that the recipe gives a value of its own."""
+        given = [name for name in OPTIONAL if getattr(self, name) is not _DEFAULTS[name]]
+        return (*REQUIRED, *given)
 
     @property
     def how(self) -> How | None:
@@ -154,7 +162,27 @@ class Recipe:
 
 
 REQUIRED = tuple(f.name for f in fields(Recipe) if f.default is MISSING)
-OPTIONAL = tuple(f.name for f in fields(Recipe) if f.default is not MISSING)
+_DEFAULTS = {f.name: f.default for f in fields(Recipe) if f.default is not MISSING}
+OPTIONAL = tuple(_DEFAULTS)
+# Values a name takes: what is of another kind is a variable of the recipe's own.
+_KINDS: Mapping[str, Callable[[Any], bool]] = {
+    "l2": lambda value: isinstance(value, (int, float, Mapping)),
+    "removal": lambda value: isinstance(value, str),
+    "parameters": lambda value: isinstance(value, (str, FunctionType)) or _all_of(value, str),
+    "measure": lambda value: isinstance(value, (str, FunctionType)),
+    "ids": lambda value: isinstance(value, (Sequence, np.ndarray)),
+    "label_names": lambda value: _all_of(value, str),
+    "image_shape": lambda value: _all_of(value, int),
+    "title": lambda value: isinstance(value, str),
+    "training": lambda value: isinstance(value, Training),
+    "retrain": lambda value: isinstance(value, (FunctionType, Own)),
+}
+ALIKE, LONG = 0.8, 5
+_ELSEWHERE = {
+    "method": "Give it on the command line, as --method",
+    "damping": "Give it on the command line, as --damping",
+    "weight_decay": "State it as l2, in the objective mean loss + l2/2 · squares (0 for none)",
+}
 
 
 def load(path: str | PathLike[str]) -> Recipe:
@@ -182,9 +210,38 @@ def load(path: str | PathLike[str]) -> Recipe:
         )
     known = {name: namespace[name] for name in REQUIRED + OPTIONAL if name in namespace}
     try:
+        _refuse_misspelt(namespace)
         return Recipe(**known)
     except RecipeError as error:
         raise RecipeError(f"{path.name}: {error}") from error
+
+
+def _refuse_misspelt(namespace: Mapping[str, Any]) -> None:
+    """A name that means to say something and would be ignored must not pass in silence."""
+    free = [option for option in OPTIONAL if option not in namespace]
+    for name, value in namespace.items():
+        imported = isinstance(value, FunctionType) and value.__module__ != namespace["__name__"]
+        if name.startswith("_") or name in REQUIRED + OPTIONAL or imported or value is None:
+            continue
+        meant = _meant(name, value, free)
+        remedy = _ELSEWHERE.get(name) if meant is None else f"Write {meant}"
+        if remedy is not None and not (name == "weight_decay" and "l2" in namespace):
+            raise RecipeError(
+                f"{name} is no name that a recipe reads. {remedy}, or call the variable something "
+                "else."
+            )
+
+
+def _meant(name: str, value: object, options: Sequence[str]) -> str | None:
+    """The optional name that another one looks like, if its value is of that name's kind."""
+    plain = name.lower()
+    # Of three letters, one that differs is another word.
+    fits = [
+        option
+        for option in options
+        if _KINDS[option](value) and (len(option) >= LONG or option == plain)
+    ]
+    return next(iter(difflib.get_close_matches(plain, fits, 1, ALIKE)), None)
 
 
 def _wrong(name: str, expected: str, found: object) -> RecipeError:

@@ -1,14 +1,14 @@
 """Scores: queries x training examples, with everything needed to read them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 
-from upweight.errors import DataError, StoreError
+from upweight.errors import DataError, InputError, StoreError
 from upweight.meaning import Meaning, from_removal
 from upweight.sinks import ExtremesSink
 from upweight.store import publish, read_array, read_manifest, write_array, write_manifest
@@ -41,19 +41,43 @@ class Provenance:
     caveats: tuple[str, ...] = ()
 
 
-def _effects(values: np.ndarray, meaning: Meaning) -> np.ndarray:
+def _effects(values: np.ndarray, meaning: Meaning) -> dict[str, np.ndarray]:
+    """The column that says what removal does; none of a baseline, which predicts no effect."""
+    if not meaning.change:
+        return {}
     positive, negative = {
         1: ("helpful", "harmful"),
         -1: ("harmful", "helpful"),
         0: ("raises", "lowers"),
     }[meaning.helpful]
-    return np.where(values > 0, positive, np.where(values < 0, negative, "none"))
+    return {"effect": np.where(values > 0, positive, np.where(values < 0, negative, "none"))}
 
 
 def ranked(query: Any, ids: np.ndarray, values: np.ndarray, meaning: Meaning) -> Table:
     """Training examples of one query, in the order given."""
-    columns = {"train": ids, meaning.column: values, "effect": _effects(values, meaning)}
+    columns = {"train": ids, meaning.column: values, **_effects(values, meaning)}
     return Table(columns, f"Query {query}: {meaning.sentence()}")
+
+
+def _place(known: Mapping[Any, int], key: Any, what: str) -> int:
+    """Where one id is, given as a plain value or as an element of an array or a tensor."""
+    several = getattr(key, "ndim", 0) > 0 or not isinstance(key, Hashable | np.ndarray)
+    if several:
+        raise DataError(
+            f"One {what} at a time is asked for, got {type(key).__name__}. Pass an id, and loop "
+            "over several."
+        )
+    plain = key.item() if hasattr(key, "item") else key
+    if plain not in known:
+        ids = list(known)
+        raise DataError(f"The {what} {plain!r} is unknown; ids run from {ids[0]!r} to {ids[-1]!r}.")
+    return known[plain]
+
+
+def _count(k: int) -> int:
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+        raise InputError(f"k is a whole number of at least 1, got {k!r}.")
+    return int(k)
 
 
 @final
@@ -116,12 +140,7 @@ class Scores:
         return array.copy() if copy else array
 
     def _row(self, query: Any) -> np.ndarray:
-        if query not in self._queries:
-            raise DataError(
-                f"The query {query!r} is unknown; ids run from {self.query_ids[0]!r} to "
-                f"{self.query_ids[-1]!r}."
-            )
-        row: np.ndarray = self.values[self._queries[query]]
+        row: np.ndarray = self.values[_place(self._queries, query, "query")]
         return row
 
     def _ranked(self, query: Any, order: np.ndarray) -> Table:
@@ -132,9 +151,10 @@ class Scores:
 
         Raises:
             DataError: the query is unknown.
+            InputError: k is no whole number of at least 1.
         """
         sign = self.meaning.helpful or 1
-        order = np.argsort(-sign * self._row(query), kind="stable")[:k]
+        order = np.argsort(-sign * self._row(query), kind="stable")[: _count(k)]
         return self._ranked(query, order)
 
     def bottom(self, query: Any, k: int = 10) -> Table:
@@ -142,9 +162,10 @@ class Scores:
 
         Raises:
             DataError: the query is unknown.
+            InputError: k is no whole number of at least 1.
         """
         sign = self.meaning.helpful or 1
-        order = np.argsort(sign * self._row(query), kind="stable")[:k]
+        order = np.argsort(sign * self._row(query), kind="stable")[: _count(k)]
         return self._ranked(query, order)
 
     def for_train(self, example: Any) -> Table:
@@ -153,14 +174,12 @@ class Scores:
         Raises:
             DataError: the example is unknown.
         """
-        if example not in self._train:
-            raise DataError(f"The training example {example!r} is unknown.")
-        column = self.values[:, self._train[example]]
+        column = self.values[:, _place(self._train, example, "training example")]
         order = np.argsort(-np.abs(column), kind="stable")
         columns = {
             "query": self.query_ids[order],
             self.meaning.column: column[order],
-            "effect": _effects(column[order], self.meaning),
+            **_effects(column[order], self.meaning),
         }
         return Table(columns, f"Training example {example}: {self.meaning.sentence()}")
 
@@ -173,12 +192,9 @@ class Scores:
         Raises:
             DataError: an example is unknown, or named twice.
         """
-        if len(set(examples)) < len(examples):
+        chosen = [_place(self._train, key, "training example") for key in examples]
+        if len(set(chosen)) < len(chosen):
             raise DataError("An example is named twice in the group. Name each once.")
-        unknown = [key for key in examples if key not in self._train]
-        if unknown:
-            raise DataError(f"The training example {unknown[0]!r} is unknown.")
-        chosen = [self._train[key] for key in examples]
         total: np.ndarray = self.values[:, chosen].sum(1)
         return total
 
@@ -359,10 +375,8 @@ class Extremes:
         )
 
     def _side(self, query: Any, *, large: bool) -> Table:
-        places = np.flatnonzero(self.query_ids == query)
-        if not len(places):
-            raise DataError(f"The query {query!r} is unknown.")
-        place = int(places[0])
+        known = {key: place for place, key in enumerate(self.query_ids.tolist())}
+        place = _place(known, query, "query")
         values, ids = (
             (self.largest, self.largest_ids) if large else (self.smallest, self.smallest_ids)
         )

@@ -1,7 +1,7 @@
 """Proof by removal: choose examples, really leave each out, compare."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
@@ -12,8 +12,8 @@ from upweight.answers import Validation
 from upweight.bars import track
 from upweight.curvature import curvature
 from upweight.data import Data
-from upweight.errors import InputError, NotConvergedError
-from upweight.evaluation import Edit, agreement, refit
+from upweight.errors import IndefiniteError, InputError, NotConvergedError
+from upweight.evaluation import Agreement, Edit, agreement, refit
 from upweight.linalg import Cholesky
 from upweight.objective import Objective
 from upweight.refusals import refuse_train_mode
@@ -75,6 +75,8 @@ def _compare(
         for kind in (MOST, DRAWN)
         if (asked.chosen == kind).any()
     }
+    if scores.meaning.per:
+        agreements = {kind: _unsized(found) for kind, found in agreements.items()}
     return Validation(
         query_ids=queries.ids,
         removed=scores.train_ids[asked.positions],
@@ -87,6 +89,11 @@ def _compare(
     )
 
 
+def _unsized(found: Agreement) -> Agreement:
+    """Without the slope, which between two units says nothing."""
+    return replace(found, slope=np.nan, slope_interval=(np.nan, np.nan))
+
+
 def by_refit(risk: Risk, queries: Data, scores: Scores, asked: Removals) -> Validation:
     """Refit without each example from the present minimum, in float64, all at once.
 
@@ -97,15 +104,16 @@ def by_refit(risk: Risk, queries: Data, scores: Scores, asked: Removals) -> Vali
         IndefiniteError, NotConvergedError: the model is not at a minimum.
     """
     twin = Risk(risk.objective.in_double(), risk.data)
-    inverse = Cholesky().init(curvature("hessian", twin))
     gone = [torch.tensor([], dtype=torch.long), *torch.from_numpy(asked.positions)[:, None]]
-    fits = refit(twin, inverse, [Edit(positions) for positions in gone])
+    try:
+        inverse = Cholesky().init(curvature("hessian", twin))
+        fits = refit(twin, inverse, [Edit(positions) for positions in gone])
+    except IndefiniteError as error:
+        raise IndefiniteError(_no_minimum(twin, "its Hessian is not positive definite")) from error
+    except NotConvergedError as error:
+        raise NotConvergedError(_no_minimum(twin, "refits do not converge")) from error
     if not bool(fits.met[0]):
-        raise NotConvergedError(
-            "The full objective could not be brought to its minimum from where the model stands "
-            f"(gradient {float(fits.slope[0]):.1e}). Train it to the end, state its l2, or pass "
-            "retrain=."
-        )
+        raise NotConvergedError(_no_minimum(twin, "a refit of all data does not converge"))
     measured = fits.measure(twin, queries, risk.objective.measure)
     met = fits.met[1:].cpu().numpy()
     actual = (measured[1:] - measured[0]).T.cpu().numpy()[:, met]
@@ -119,6 +127,17 @@ def by_refit(risk: Risk, queries: Data, scores: Scores, asked: Removals) -> Vali
         )
     asked = Removals(asked.positions[met], asked.chosen[met])
     return _compare(queries, scores, asked, actual, truth)
+
+
+def _no_minimum(risk: Risk, sign: str) -> str:
+    """What to say where removals cannot be refitted from where the model stands."""
+    return (
+        "The model is at no minimum of its objective that removals can be refitted from: gradient "
+        f"norm {float(risk.gradient().norm()):.1e}, and {sign} there, whatever curvature the "
+        "scores are from. Train it to the end or state its l2; or have it trained again instead, "
+        "by 'upweight validate RECIPE.py', or validate(queries, budget='10 min', how=training) or "
+        "validate(queries, retrain=...) in Python."
+    )
 
 
 def _all_but(count: int, gone: int) -> np.ndarray:

@@ -118,7 +118,9 @@ def tune(
     Args:
         recipe: A Python file that may also define training or retrain, as for 'upweight validate'.
         budget: Seconds, or words like '10 min' or '2 h'.
-        method: One or several, the default first: see 'upweight methods' (exact by default).
+        method: One or several, the default first: see 'upweight methods' (exact by default). Each
+            is tried with damping 'auto', which is the default's, and with others around the mean
+            eigenvalue of its curvature.
         truth: Directory that keeps every outcome, shared with 'upweight validate'
             (./upweight-NAME-truth by default).
     """
@@ -209,6 +211,6 @@ def main(tokens: Sequence[str] | None = None) -> int:
     except UpweightError as error:
         complain(str(error))
         return FAILED
-    except KeyboardInterrupt:
-        complain("Interrupted. Nothing was left half-written.")
+    except KeyboardInterrupt as stop:
+        complain(" ".join(["Interrupted. Nothing was left half-written.", *map(str, stop.args)]))
         return INTERRUPTED

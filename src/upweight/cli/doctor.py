@@ -4,7 +4,7 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import final
 
@@ -16,12 +16,11 @@ from upweight.data import Data
 from upweight.errors import UpweightError
 from upweight.front import Influence
 from upweight.recipe import Recipe, load
-from upweight.study import versions
+from upweight.study import off_minimum, versions
 
 __all__ = ["doctor"]
 
 OPTIONAL = ("pandas", "polars", "pyarrow", "matplotlib", "scikit-learn")
-MINIMUM = 1e-5
 DENSE_LIMIT = 20_000
 GIB = 2**30
 
@@ -76,12 +75,18 @@ def _recipe(recipe: Recipe) -> Iterator[_Check]:
     what = "recipe"
     try:
         influence, queries = recipe.influence("exact"), Data.of(recipe.queries)
-        yield _Check("ok", what, "defines all that is needed")
+        yield _Check("ok", what, _names(recipe))
         for examine in (_data, _objective, _model, _coverage, _minimum, _curvature):
             what = examine.__name__.strip("_")
             yield examine(influence, queries)
     except UpweightError as error:
         yield _Check("FAIL", what, str(error))
+
+
+def _names(recipe: Recipe) -> str:
+    """Which names were read, so that one that was ignored is missed."""
+    rest = [f.name for f in fields(recipe) if f.name not in recipe.stated]
+    return f"reads {', '.join(recipe.stated)}; as by default: {', '.join(rest)}"
 
 
 def _data(influence: Influence, queries: Data) -> _Check:
@@ -123,14 +128,10 @@ def _coverage(influence: Influence, queries: Data) -> _Check:
 def _minimum(influence: Influence, queries: Data) -> _Check:
     """Influence describes a minimum, so the gradient of the full objective should vanish."""
     slope = float(influence.risk.gradient().norm())
-    if slope <= MINIMUM:
+    off = off_minimum(slope)
+    if off is None:
         return _Check("ok", "minimum", f"gradient norm {slope:.1e}: at a minimum")
-    return _Check(
-        "note",
-        "minimum",
-        f"gradient norm {slope:.1e}, more than {MINIMUM:.0e}: not at a minimum. Train longer, or "
-        "state the l2 it was trained with; refits from here may be refused.",
-    )
+    return _Check("note", "minimum", off)
 
 
 def _curvature(influence: Influence, queries: Data) -> _Check:

@@ -58,8 +58,8 @@ class Place:
     out: Annotated[
         Path | None,
         Parameter(
-            help="Run directory, complete or absent. By default upweight-demo, or "
-            "upweight-NAME of the recipe."
+            help="Run directory, complete or absent. By default upweight-NAME of the recipe, of "
+            "'validate' upweight-NAME-evidence, of 'demo' upweight-demo."
         ),
     ] = None
     replace: Annotated[

@@ -1,12 +1,14 @@
 """``upweight run``: a user's own recipe, explained, audited and proved."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from upweight.cli.options import Asked, Place
 from upweight.cli.show import Clock, say, table
 from upweight.recipe import load
+from upweight.report.verdict import verdict
+from upweight.report.views import differing, sides
 from upweight.store import publish
 from upweight.study import Study, Wish, summary, write_page
 
@@ -28,6 +30,9 @@ def run(recipe: Path, place: Place, asked: Asked, *, dry_run: bool) -> int:
     clock.say(f"loaded {recipe}")
     if dry_run:
         say(repr(study.influence.plan(study.queries)))
+    for line in _besides(study):
+        say(f"            {line}")
+    if dry_run:
         return 0
     out = place.out or Path(f"upweight-{recipe.stem}")
     with publish(out, study.identity, replace=place.replace) as part:
@@ -38,6 +43,11 @@ def run(recipe: Path, place: Place, asked: Asked, *, dry_run: bool) -> int:
     clock.say(f"wrote {out}")
     say()
     says = content["models"][0]
+    trust = verdict(says)
+    say(f"{trust.word}: {trust.headline}")
+    for note in trust.notes:
+        say(note)
+    say()
     _queries(says)
     if says["suspects"]:
         _suspects(says["suspects"])
@@ -56,22 +66,32 @@ def answer(study: Study, clock: Clock) -> None:
         clock.say(f"{study.name}: ranked labels by self-influence")
     if study.proof is not None:
         clock.say(f"{study.name}: removed {len(study.proof.removed)} examples and refitted")
-        for name, found in study.proof.agreements.items():
-            say(f"            {name}: {found}")
+        for line in study.proof.lines():
+            say(f"            {line}")
     for note in study.notes:
         say(f"            {note}")
 
 
+def _besides(study: Study) -> Iterator[str]:
+    """What a run does besides the scores, which are all that a plan estimates."""
+    if study.audited:
+        yield f"audit (self-influence of {len(study.influence.data):,} examples): not estimated"
+    if study.refits:
+        refits = f"{study.refits:,} refits of {study.influence.objective.space.size:,} parameters"
+        yield f"removals ({refits}): not estimated; --removals 0 leaves them out"
+
+
 def _queries(says: Mapping[str, Any]) -> None:
-    """The most helpful and the most harmful example of the first queries."""
+    """The first example on either side of the first queries."""
+    helpful, harmful = sides(says).values()
     rows = []
     for query in says["queries"][:SHOWN]:
-        sides = [
+        firsts = [
             f"{side[0]['id']}  {side[0]['label']}  {side[0]['score']:+.2g}" if side else "none"
             for side in (query["helpful"], query["harmful"])
         ]
-        rows.append((str(query["id"]), query["title"], *sides))
-    heads = ("query", "", "most helpful (id, label, score)", "most harmful")
+        rows.append((str(query["id"]), query["title"], *firsts))
+    heads = ("query", "", f"{helpful.lower()} (id, label, score)", harmful.lower())
     table(says["sentence"], heads, rows)
 
 
@@ -82,9 +102,13 @@ def _suspects(suspects: Mapping[str, Any]) -> None:
             str(row["id"]),
             row["given"] or "",
             row["predicted"] or "",
+            "yes" if row["issue"] else "",
             f"{row['self_influence']:+.2g}",
             f"{row['loss']:.2g}",
         )
         for row in suspects["rows"][:SHOWN]
     ]
-    table(suspects["caption"], ("id", "given", "predicted", "self-influence", "loss"), rows)
+    heads = ("id", "given", "predicted", "differs", "self-influence", "loss")
+    table(suspects["caption"], heads, rows)
+    if suspects["differing"]:
+        say(differing(suspects))

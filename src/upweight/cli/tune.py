@@ -8,10 +8,11 @@ from typing import final
 import numpy as np
 
 from upweight.cli.show import Clock, say, table
-from upweight.cli.validate import outcomes_of
+from upweight.cli.validate import outcomes_of, resumable
 from upweight.data import Data
 from upweight.evidence import by_halves, kept_in, seconds_of, trained_again
 from upweight.front import Influence
+from upweight.prepared import Prepared
 from upweight.recipe import load
 from upweight.retraining import How, Truth, seed_of
 from upweight.tuning import LEAST_CHANGES, Tuning
@@ -41,15 +42,18 @@ def tune(recipe: Path, settings: Settings) -> int:
     Raises:
         UpweightError: of the kind that tells what is at fault.
     """
-    clock = Clock()
+    clock, seconds = Clock(), seconds_of(settings.budget)
     loaded = load(recipe)
     default, *others = settings.methods
     inf, queries = loaded.influence(default, "auto"), Data.of(loaded.queries)
+    for method in settings.methods:
+        _require_tunable(Prepared(loaded.objective(), inf.data, method, 0.0))
     clock.say(f"loaded {recipe}")
     place = settings.truth or outcomes_of(recipe, loaded, inf.data, queries)
     remedy = "Define training or retrain in the recipe."
     how = trained_again(loaded.how, inf.objective.space.size, remedy)
-    truth = _truth(inf, queries, how, (settings.budget, place))
+    with resumable(place):
+        truth = _truth(inf, queries, how, (seconds, place))
     trained = len(truth.trials) + len(truth.whole)
     clock.say(f"{trained:,} trainings: {truth.how}")
     found = inf.tune(queries, truth, methods=others)
@@ -59,10 +63,16 @@ def tune(recipe: Path, settings: Settings) -> int:
     return 0
 
 
-def _truth(inf: Influence, queries: Data, how: How, spent: tuple[str, Path]) -> Truth:
+def _require_tunable(made: Prepared) -> None:
+    """What cannot be tuned is refused before hours of training, and not after."""
+    made.refuse_ablation()
+    made.fitted.looks_at(made.whole, made.data)
+
+
+def _truth(inf: Influence, queries: Data, how: How, spent: tuple[float, Path]) -> Truth:
     """Random halves with the model's own seed, as many as the budget pays for."""
-    budget, path = spent
-    with kept_in(path, seconds_of(budget)) as (place, spending):
+    seconds, path = spent
+    with kept_in(path, seconds) as (place, spending):
         return by_halves(
             lambda trials: inf.retrain(queries, trials, how, place),
             len(inf.data),

@@ -1,6 +1,7 @@
 """``upweight validate``: models trained again within a budget, and what it shows."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -9,14 +10,14 @@ from upweight.cli.options import Place
 from upweight.cli.show import Clock, say, table
 from upweight.damping import Damping
 from upweight.data import Data
-from upweight.evidence import Evidence, spoken
+from upweight.evidence import Evidence, seconds_of, spoken
 from upweight.fingerprints import fingerprint
 from upweight.recipe import Recipe, load
 from upweight.report.retrained import retrained_view
 from upweight.store import publish
 from upweight.study import Study, Wish, summary, write_page
 
-__all__ = ["Settings", "outcomes_of", "validate"]
+__all__ = ["Settings", "outcomes_of", "resumable", "validate"]
 
 
 @final
@@ -44,18 +45,20 @@ def validate(recipe: Path, place: Place, settings: Settings) -> int:
         UpweightError: of the kind that tells what is at fault; no run directory is written then.
     """
     clock = Clock()
+    seconds_of(settings.budget)  # a wrong one is refused before anything is computed
     loaded = load(recipe)
     study = Study(loaded, Wish(settings.method, settings.damping, removals=0), name=recipe.stem)
     clock.say(f"loaded {recipe}")
     out = place.out or Path(f"upweight-{recipe.stem}-evidence")
-    with publish(out, study.identity, replace=place.replace) as part:
+    kept = settings.truth or outcomes_of(recipe, loaded, study.influence.data, study.queries)
+    with resumable(kept), publish(out, study.identity, replace=place.replace) as part:
         queries, examples = study.scores.shape
         clock.say(f"explained {queries:,} queries by {examples:,} training examples")
         found = study.influence.evidence(
             study.queries,
             budget=settings.budget,
             how=loaded.how,
-            path=settings.truth or outcomes_of(recipe, loaded, study.influence.data, study.queries),
+            path=kept,
             scores=study.scores,
         )
         cost = found.cost
@@ -69,6 +72,19 @@ def validate(recipe: Path, place: Place, settings: Settings) -> int:
     _print(found, content["models"][0])
     say(f"Open {out / 'report.html'}")
     return 0
+
+
+@contextmanager
+def resumable(path: Path) -> Iterator[None]:
+    """Whoever interrupts long training is told what is kept of it."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if not path.exists():
+            raise
+        raise KeyboardInterrupt(
+            f"Outcomes so far are kept in {path}; the same command goes on from them."
+        ) from stop
 
 
 def outcomes_of(path: Path, recipe: Recipe, train: Data, queries: Data) -> Path:

@@ -176,8 +176,8 @@ class Combined(ABC):
         for place, other in enumerate(told):
             if other.empty.meaning != first.meaning:
                 raise InputError(
-                    f"Member {place} of {len(self)} answers in {other.empty.meaning.unit!r} "
-                    f"({other.empty.meaning.measure}), the first in {first.meaning.unit!r} "
+                    f"Member {place} of {len(self)} answers in {other.empty.meaning.score_unit!r} "
+                    f"({other.empty.meaning.measure}), the first in {first.meaning.score_unit!r} "
                     f"({first.meaning.measure}). Give all members methods and measures of one unit."
                 )
         whole = _square(values)

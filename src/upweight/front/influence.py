@@ -16,7 +16,7 @@ from upweight.front.choosing import Choosing
 from upweight.front.proving import Proving
 from upweight.objective import Objective
 from upweight.plan import Plan, make_plan
-from upweight.prepared import Prepared, answering
+from upweight.prepared import Prepared, answering, require_targets
 from upweight.states import State, in_state, read_state
 from upweight.tuning import Tuning
 
@@ -143,5 +143,6 @@ class Influence(Proving, Changing, Choosing):
             InputError: whatever would stop the run itself.
         """
         data = Data.of(queries)
+        require_targets(self.objective, data, role="queries")
         probe(self.objective, data, role="queries")
         return make_plan(self._made, data)

@@ -124,8 +124,8 @@ class Proving(Scoring, ABC):
             scores: of these queries, if they are there already; made anew by default.
 
         Raises:
-            NotConvergedError: the model is not at a minimum, so a refit has no meaning; pass
-                ``retrain``.
+            IndefiniteError, NotConvergedError: the model is at no minimum, so a refit has no
+                meaning; pass ``retrain``, or ``budget`` and ``how``. Or new scores failed.
         """
         data = Data.of(queries)
         known = self._scores_of(data, scores)

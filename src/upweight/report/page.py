@@ -5,15 +5,19 @@ A summary is what ``json.load`` could return; "?" marks what may be None or abse
     title, created, version, identity?        strings
     models: list of
       name, sentence, method, removal, unit, measure        strings
+      per?: what scores are divided by; they only rank then
+      change: whether scores are changes on removal; helpful: 1, −1 or 0, as in Meaning
       facts: [[label, value], ...]    damping: number    worst_residual?: number
       coverage: share of parameters   caveats: [string]
       queries: list of
         id, picture?, title, measure: number
         helpful, harmful: lists of    id, picture?, label, score
       suspects?: caption, found?: {checked, found, total}, unit? (of the loss, if not the scores')
-        rows: list of    id, picture?, given?, predicted?, self_influence, loss, margin?, flipped?
+        differing?: {count, of} of the labels that are not what the model says
+        rows: list of    id, picture?, given?, predicted?, self_influence, loss, margin?, flipped?,
+          issue? (whether the label is not what the model says)
       evidence?: truth?
-        agreements: list of    name, r, r_interval, slope, slope_interval, count
+        agreements: list of    name, r, r_interval, slope?, slope_interval?, count
         points: list of        x (predicted), y (actual), kind, query, removed
       retrained?: verdict: {grade, sentence}, statistic: {name, unit}, unit, truth, pairs: number
         cost: {trainings, ...}    notes: [string]    points: as above, of the pairs

@@ -54,7 +54,7 @@ def retrained_view(model: Mapping[str, Any]) -> Retrained | None:
         part["verdict"]["sentence"],
         f"{statistic['name']} ({unit})" if unit else statistic["name"],
         tuple(_found(finding, statistic, scale) for finding in part["findings"]),
-        scatter(part["points"], part["unit"]),
+        scatter([] if model.get("per") else part["points"], part["unit"]),
         part["pairs"],
         part["truth"],
         tuple(part["notes"]),

@@ -20,6 +20,10 @@ LARGE_RESIDUAL = 0.01
 FULL_COVERAGE = 0.999
 
 NOT, PARTLY, GOOD = range(3)
+CONSTANT = "Predicted or actual changes do not vary, so nothing can be said."
+UNRELATED = "Do not act on these scores: what happened has little to do with them."
+NOISY = "Use the scores to choose what to look at; single ones are noisy"
+FEW = "All comparisons agree, but they are too few to rely on."
 WORDS = {"good": "Good", "partly": "Partly", "not": "Do not rely on it"}
 
 
@@ -76,13 +80,14 @@ def verdict(model: Mapping[str, Any]) -> Verdict:
     if model.get("retrained"):
         return _of_retraining(model)
     evidence = model.get("evidence") or {}
-    rows = [_graded(row) for row in evidence.get("agreements") or ()]
+    grade_of = _ranked if model.get("per") else _graded
+    rows = [grade_of(row) for row in evidence.get("agreements") or ()]
     notes = _solver_notes(model)
     if not rows:
         return Verdict(
             "unchecked",
             "Not checked",
-            "Nothing on this page shows that the scores come true.",
+            "Nothing here shows that the scores come true.",
             "No example was really removed and the model fitted again without it.",
             notes,
         )
@@ -116,23 +121,37 @@ def _of_retraining(model: Mapping[str, Any]) -> Verdict:
     return Verdict(grade, word, said["sentence"], basis, _solver_notes(model))
 
 
-def _graded(row: Mapping[str, Any]) -> _Row:
-    r, slope = finite(row.get("r")), finite(row.get("slope"))
+def _orders(row: Mapping[str, Any]) -> tuple[float | None, float]:
+    """R, and the least that it may be; without an interval r speaks for itself."""
+    r = finite(row.get("r"))
     low = finite((row.get("r_interval") or [None])[0])
+    return r, (r or 0.0) if low is None else low
+
+
+def _ranked(row: Mapping[str, Any]) -> _Row:
+    """The grade of scores that are an order and no size."""
+    r, low = _orders(row)
+    if r is None:
+        return _Row(row, NOT, CONSTANT)
+    if r < USABLE_R or low <= 0:
+        return _Row(row, NOT, UNRELATED)
+    if r < GOOD_R or low < GOOD_LOW_R:
+        return _Row(row, PARTLY, f"{NOISY}.")
+    if row.get("count", 0) < ENOUGH_PAIRS:
+        return _Row(row, PARTLY, FEW)
+    return _Row(row, GOOD, "The order of the scores can be trusted; they say nothing of sizes.")
+
+
+def _graded(row: Mapping[str, Any]) -> _Row:
+    (r, low), slope = _orders(row), finite(row.get("slope"))
     if r is None or slope is None:
-        return _Row(row, NOT, "Predicted or actual changes do not vary, so nothing can be said.")
-    # Without an interval r speaks for itself.
-    low = r if low is None else low
+        return _Row(row, NOT, CONSTANT)
     if r < USABLE_R or low <= 0 or slope <= 0:
-        return _Row(
-            row, NOT, "Do not act on these scores: what happened has little to do with them."
-        )
+        return _Row(row, NOT, UNRELATED)
     sized = GOOD_SLOPES[0] <= slope <= GOOD_SLOPES[1]
     if r < GOOD_R or low < GOOD_LOW_R:
         size = "" if sized else f", and real changes are about {figure(slope, 2)} times as large"
-        return _Row(
-            row, PARTLY, f"Use the scores to choose what to look at; single ones are noisy{size}."
-        )
+        return _Row(row, PARTLY, f"{NOISY}{size}.")
     if not sized:
         return _Row(
             row,
@@ -141,7 +160,7 @@ def _graded(row: Mapping[str, Any]) -> _Row:
             f"{figure(slope, 2)} times as large.",
         )
     if row.get("count", 0) < ENOUGH_PAIRS:
-        return _Row(row, PARTLY, "All comparisons agree, but they are too few to rely on.")
+        return _Row(row, PARTLY, FEW)
     return _Row(row, GOOD, "Predictions can be taken at face value.")
 
 
@@ -156,11 +175,12 @@ def _basis(row: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> str:
         pairs = f" ({count} pairs with the queries)" if count != removed else ""
     else:
         tried, pairs = f"{count} removals {what}", ""
-    order = f"{_r(row['r'])} {interval(row.get('r_interval'))}"
-    size = f"slope {figure(row['slope'])} {interval(row.get('slope_interval'), 2)}"
+    found = [f"{_r(row['r'])} {interval(row.get('r_interval'))}"]
+    if finite(row.get("slope")) is not None:
+        found.append(f"slope {figure(row['slope'])} {interval(row.get('slope_interval'), 2)}")
     # A line may not break inside either.
-    order, size = (text.replace(" ", "\u00a0") for text in (order, size))
-    return f"{tried} and the model fitted again without each{pairs}: {order}, {size}."
+    numbers = ", ".join(text.replace(" ", "\u00a0") for text in found)
+    return f"{tried} and the model fitted again without each{pairs}: {numbers}."
 
 
 def _r(value: Any) -> str:
@@ -172,12 +192,13 @@ def _r(value: Any) -> str:
 
 
 def _solver_notes(model: Mapping[str, Any]) -> tuple[str, ...]:
-    """Limits that the evidence need not show: an unfinished solve, parameters left out."""
+    """Limits that the evidence need not show: a rough inverse, parameters left out."""
     notes = []
     residual, coverage = finite(model.get("worst_residual")), finite(model.get("coverage"))
     if residual is not None and residual > LARGE_RESIDUAL:
         notes.append(
-            f"The linear solve stopped early, at a relative residual of {figure(residual, 2)}."
+            "The inverse is approximated, to a relative residual of "
+            f"{figure(residual, 2)} at worst."
         )
     if coverage is not None and coverage < FULL_COVERAGE:
         notes.append(f"The scores see {percent(coverage)} of the model’s parameters.")

@@ -10,7 +10,18 @@ from upweight.report.retrained import Retrained, retrained_view
 from upweight.report.scatter import Scatter, scatter
 from upweight.report.verdict import Verdict, verdict
 
-__all__ = ["Example", "ModelView", "Number", "Query", "Side", "Suspect", "model_view"]
+__all__ = [
+    "Example",
+    "ModelView",
+    "Number",
+    "Query",
+    "Side",
+    "Suspect",
+    "audit_heading",
+    "differing",
+    "model_view",
+    "sides",
+]
 
 
 @final
@@ -28,7 +39,7 @@ class Example:
 @final
 @dataclass(frozen=True)
 class Side:
-    """The helpful or the harmful examples of a query."""
+    """The helpful or the harmful examples of a query; its kind is empty where none are either."""
 
     kind: str
     word: str
@@ -70,6 +81,7 @@ class Suspect:
     given: str | None
     predicted: str | None
     flipped: bool | None
+    issue: bool | None
     numbers: tuple[Number, ...]
     width: float
 
@@ -86,6 +98,8 @@ class ModelView:
     suspects: tuple[Suspect, ...]
     columns: tuple[str, ...]
     number_columns: tuple[tuple[str, str], ...]
+    audited: str
+    differing: str
     found: str
     scatter: Scatter
     retrained: Retrained | None
@@ -106,7 +120,8 @@ def model_view(model: Mapping[str, Any], place: int) -> ModelView:
 
     Example:
         >>> view = model_view({"name": "m", "unit": "nats", "measure": "loss", "queries": [],
-        ...     "method": "exact", "damping": 0.0, "coverage": 1.0, "removal": "mean"}, 1)
+        ...     "helpful": 1, "change": True, "method": "exact", "damping": 0.0, "coverage": 1.0,
+        ...     "removal": "mean"}, 1)
         >>> view.verdict.grade
         'unchecked'
     """
@@ -127,39 +142,67 @@ def model_view(model: Mapping[str, Any], place: int) -> ModelView:
         suspects=_suspects(rows, scales),
         columns=tuple(
             name
-            for name in ("given", "predicted", "flipped")
+            for name in ("given", "predicted", "issue", "flipped")
             if any(row.get(name) is not None for row in rows)
         ),
         number_columns=tuple((head, scales[name].unit(unit).strip()) for name, head, unit in heads),
+        audited=audit_heading(suspects),
+        differing=differing(suspects),
         found=_found(suspects.get("found")),
-        scatter=scatter(points, model["unit"]),
+        # Scores that only rank have no unit in common with what happened.
+        scatter=scatter([] if model.get("per") else points, model["unit"]),
         retrained=retrained_view(model),
         settings=_settings(model),
     )
 
 
+def sides(model: Mapping[str, Any]) -> dict[str, str]:
+    """What the examples on either side of a query are called, by the side's name in the summary.
+
+    Example:
+        >>> sides({"change": True, "helpful": 0})
+        {'helpful': 'Removal raises most', 'harmful': 'Removal lowers most'}
+    """
+    if not model["change"]:
+        words = ("Largest", "Smallest")
+    elif model["helpful"]:
+        words = ("Most helpful", "Most harmful")
+    else:
+        words = ("Removal raises most", "Removal lowers most")
+    return dict(zip(("helpful", "harmful"), words, strict=True))
+
+
 def _query(query: Mapping[str, Any], model: Mapping[str, Any]) -> Query:
-    sides = {kind: query.get(kind) or [] for kind in ("helpful", "harmful")}
-    scores = [example["score"] for examples in sides.values() for example in examples]
+    heads, signed = sides(model), model["change"] and model["helpful"]
+    examples = {side: query.get(side) or [] for side in heads}
+    scores = [example["score"] for one in examples.values() for example in one]
     scale = scale_of(scores)
     most = max((abs(v) for v in map(finite, scores) if v is not None), default=0.0)
     return Query(
         id=str(query["id"]),
         picture=_checked(query.get("picture")),
         title=query["title"],
-        measured=f"{model['measure'].replace('_', ' ')} {figure(query['measure'])} {model['unit']}",
-        unit=scale.unit(model["unit"]),
+        measured=_measured(query, model) if model["change"] else "",
+        unit=scale.unit(" per ".join(filter(None, (model["unit"], model.get("per"))))),
         sides=tuple(
             Side(
-                kind,
-                f"Most {kind}",
-                _direction(examples, model["measure"].replace("_", " ")),
-                tuple(_example(example, scale, most) for example in examples),
+                side if signed else "",
+                head,
+                _direction(examples[side], _measure(model)) if signed else "",
+                tuple(_example(example, scale, most) for example in examples[side]),
             )
-            for kind, examples in sides.items()
+            for side, head in heads.items()
         ),
-        pictured=any(e.get("picture") for examples in sides.values() for e in examples),
+        pictured=any(e.get("picture") for one in examples.values() for e in one),
     )
+
+
+def _measure(model: Mapping[str, Any]) -> str:
+    return str(model["measure"]).replace("_", " ")
+
+
+def _measured(query: Mapping[str, Any], model: Mapping[str, Any]) -> str:
+    return f"{_measure(model)} {figure(query['measure'])} {model['unit']}"
 
 
 def _direction(examples: Sequence[Mapping[str, Any]], measure: str) -> str:
@@ -201,6 +244,7 @@ def _suspects(
             given=_text(row.get("given")),
             predicted=_text(row.get("predicted")),
             flipped=row.get("flipped"),
+            issue=row.get("issue"),
             numbers=tuple(_number(row.get(name), scale) for name, scale in scales.items()),
             width=_width(row["self_influence"], most),
         )
@@ -215,6 +259,32 @@ def _number(value: Any, scale: Scale) -> Number:
 
 def _text(value: Any) -> str | None:
     return None if value is None else str(value)
+
+
+def audit_heading(suspects: Mapping[str, Any]) -> str:
+    """What an audit lists: no label is called suspicious where the model says all as they are.
+
+    Example:
+        >>> audit_heading({"differing": {"count": 0, "of": 9}}), audit_heading({})
+        ('Most influential on themselves', 'Suspicious labels')
+    """
+    counts = suspects.get("differing")
+    none = counts is not None and not counts["count"]
+    return "Most influential on themselves" if none else "Suspicious labels"
+
+
+def differing(suspects: Mapping[str, Any]) -> str:
+    """How many labels are not what the model says; nothing where it says none.
+
+    Example:
+        >>> differing({"differing": {"count": 1, "of": 1200}})
+        '1 of 1,200 labels differs from what the model says.'
+    """
+    counts = suspects.get("differing")
+    if not counts:
+        return ""
+    verb = "differs" if counts["count"] == 1 else "differ"
+    return f"{counts['count']:,} of {counts['of']:,} labels {verb} from what the model says."
 
 
 def _found(found: Mapping[str, Any] | None) -> str:
@@ -232,7 +302,7 @@ def _settings(model: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     residual = model.get("worst_residual")
     return (
         ("Method", str(model["method"])),
-        ("Measure", f"{model['measure'].replace('_', ' ')}, in {model['unit']}"),
+        ("Measure", f"{_measure(model)}, in {model['unit']}"),
         ("Removal", str(model["removal"])),
         ("Damping added", figure(model["damping"])),
         (

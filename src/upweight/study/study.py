@@ -22,6 +22,7 @@ from upweight.methods import Baseline, Method
 from upweight.recipe import Recipe
 from upweight.scores import Scores
 from upweight.store import plain, publish, write_manifest
+from upweight.study.minimum import off_minimum
 from upweight.study.page import removals, retrained, versions, write_page
 from upweight.study.wish import Wish
 from upweight.tables import Table, atomic_write
@@ -53,8 +54,8 @@ class Study:
         >>> rows = (torch.randn(12, 3), torch.arange(12) % 2)
         >>> recipe = Recipe(torch.nn.Linear(3, 2), rows, rows, "cross_entropy", l2=0.1)
         >>> study = Study(recipe, Wish(removals=0))
-        >>> study.scores.shape, study.notes
-        ((12, 12), ['Not proved by removal: no removals were asked for.'])
+        >>> study.scores.shape, study.notes[-1]
+        ((12, 12), 'Not proved by removal: no removals were asked for.')
     """
 
     def __init__(
@@ -96,14 +97,23 @@ class Study:
 
     @cached_property
     def audit(self) -> Table | None:
-        """Suspicious labels, worst first; None for a baseline or an ablation, which have none."""
+        """Suspicious labels, worst first; None where the method has no self-influence."""
+        return self.influence.audit() if self.audited else None
+
+    @property
+    def audited(self) -> bool:
+        """Whether there is an audit: a baseline or an ablation has none."""
         method = self.influence.method
-        has_audit = isinstance(method, Method) and method.rescale is None
-        return self.influence.audit() if has_audit else None
+        return isinstance(method, Method) and method.rescale is None
+
+    @property
+    def refits(self) -> int:
+        """How often the model is fitted again without an example."""
+        return 0 if self._unproved else 2 * self.removals
 
     @property
     def _baseline(self) -> bool:
-        """Whether the scores are similarities of inputs: no unit of the measure, no sign."""
+        """Whether the scores are a baseline's: no unit of the measure, no sign."""
         return isinstance(self.influence.method, Baseline)
 
     @property
@@ -113,40 +123,45 @@ class Study:
 
     @property
     def notes(self) -> list[str]:
-        """Why a part is missing."""
-        absent = (
-            []
-            if self.audit
-            else [f"No suspicious labels: {self.influence.method.name!r} has no self-influence."]
-        )
-        if self.proof or self.evidence:
-            return absent
-        return [*absent, f"Not proved by removal: {self._proved}"]
+        """What a reader must know of the model, and why a part is missing."""
+        off, found = None if self._baseline else off_minimum(self.slope), []
+        if off is not None:
+            found.append(f"The model: {off}")
+        if not self.audited:
+            name = self.influence.method.name
+            found.append(f"No suspicious labels: {name!r} has no self-influence.")
+        if not (self.proof or self.evidence):
+            found.append(f"Not proved by removal: {self._proved}")
+        return found
+
+    @property
+    def _unproved(self) -> str | None:
+        """Why nothing is removed, as far as that is known before."""
+        if self._baseline:
+            return "a baseline predicts no change."
+        if not self.removals:
+            few = self.wish.removals is None
+            return "too few training examples." if few else "no removals were asked for."
+        remedy = "Train again instead: 'upweight validate RECIPE.py'."
+        return too_large_for_refits(self.influence.objective.space.size, remedy)
 
     @cached_property
     def _proved(self) -> Validation | str:
         """The proof, or the reason why there is none."""
-        size = self.influence.objective.space.size
-        if self._baseline:
-            return "a similarity of inputs predicts no change."
-        if not self.removals:
-            few = self.wish.removals is None
-            return "too few training examples." if few else "no removals were asked for."
-        remedy = "Use Influence.validate(retrain=...) in Python."
-        too_large = too_large_for_refits(size, remedy)
-        if too_large is not None:
-            return too_large
+        if self._unproved is not None:
+            return self._unproved
         shown = self.queries
         if len(shown) > SHOWN_QUERIES:
             shown = shown.take(torch.arange(SHOWN_QUERIES, device="cpu"))
+        # Where all queries are shown, their scores are there already.
+        scores = self.scores if shown is self.queries else self.influence.explain(shown)
         try:
             return self.influence.validate(
                 shown,
                 top=self.removals,
                 random=self.removals,
                 seed=self.wish.seed,
-                # Where all queries are shown, their scores are there already.
-                scores=self.scores if shown is self.queries else None,
+                scores=scores,
             )
         except (NotConvergedError, IndefiniteError) as error:
             return str(error)
@@ -196,7 +211,10 @@ class Study:
                 **{key: says[key] for key in kept},
                 "caveats": [*says["caveats"], *self.notes],
                 "unit": self.scores.meaning.unit,
+                "per": self.scores.meaning.per,
                 "measure": self.scores.meaning.measure,
+                "helpful": self.scores.meaning.helpful,
+                "change": self.scores.meaning.change,
                 "queries": list(self._query_views()),
                 "suspects": self._suspects(),
                 "evidence": None if self.proof is None else removals(self.proof),
@@ -249,6 +267,7 @@ class Study:
         if self.audit is None:
             return None
         rows, train = [], self.influence.data
+        issues = self.audit["is_label_issue"] if "is_label_issue" in self.audit.columns else None
         for row in self.audit.head(SHOWN_SUSPECTS).records():
             looks = self.recipe.look(train, int(train.positions([row["id"]])))
             rows.append(
@@ -260,11 +279,19 @@ class Study:
                     "self_influence": row["self_influence"],
                     "loss": row["loss"],
                     "margin": row.get("margin"),
+                    "issue": row.get("is_label_issue"),
                     "flipped": None if self.flipped is None else row["id"] in self.flipped,
                 }
             )
         unit = self.influence.objective.loss.unit
-        return {"caption": self.audit.caption, "rows": rows, "found": self.found(), "unit": unit}
+        differing = None if issues is None else {"count": int(issues.sum()), "of": len(issues)}
+        return {
+            "caption": self.audit.caption,
+            "rows": rows,
+            "found": self.found(),
+            "unit": unit,
+            "differing": differing,
+        }
 
     def write_into(self, directory: Path) -> None:
         """Write arrays, tables and ``manifest.json`` into a directory that exists."""

@@ -9,6 +9,8 @@ from torch import nn
 
 from upweight.bars import track
 from upweight.data import Data
+from upweight.errors import UpweightError
+from upweight.forms import values_of
 from upweight.objective import Objective
 from upweight.retraining.choosing import alone, chunks, fastest, way_of
 from upweight.retraining.runs import Asked, Outcome, Run, distance
@@ -79,7 +81,7 @@ class ByRecipe(Run):
 
     def identity(self) -> Any:
         """The recipe, and the values that it starts from or leaves as they are."""
-        state = self._risk.objective.model.state_dict()
+        state = dict(values_of(self._risk.objective.model))
         training = self._trainer.training
         if isinstance(training.start, Fresh):
             trained = self._risk.objective.space.shapes

@@ -9,6 +9,7 @@ import numpy as np
 from upweight.data import Data
 from upweight.errors import InputError, NumericalError
 from upweight.fingerprints import fingerprint
+from upweight.forms import form_of
 from upweight.meaning import meaning_of
 from upweight.objective import Objective
 from upweight.retraining.functions import ByFunction, Own
@@ -48,7 +49,7 @@ def _run(risk: Risk, asked: Asked, how: How) -> Run:
 def _identity(objective: Objective, data: Data, queries: Data, run: Run) -> str:
     """Hash of everything that outcomes rest on, but for the trials."""
     asked = (objective.loss, objective.l2, objective.removal, objective.measure)
-    form = (repr(objective.model), objective.space.shapes, objective.precision)
+    form = (form_of(objective.model), objective.space.shapes, objective.precision)
     return fingerprint((form, asked, data.fingerprint(), queries.fingerprint(), run.identity()))
 
 

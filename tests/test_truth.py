@@ -496,9 +496,50 @@ def test_a_torn_row_counts_as_absent(tmp_path):
     rows = np.lib.format.open_memmap(tmp_path / "a" / "measured-0.npy", mode="r+")
     rows[1, 0] += 1
     rows.flush()
-    journal = Journal(tmp_path / "a", journal_identity(tmp_path / "a"), Q)
-    assert len(journal.known) == 3
+    with Journal(tmp_path / "a", journal_identity(tmp_path / "a"), Q) as journal:
+        assert len(journal.known) == 3
     same(study(tmp_path / "a", subsets(count=1)), study(None, subsets(count=1)))
+
+
+def test_one_process_at_a_time_has_a_directory(tmp_path):
+    """And what it wrote stays as it is, whatever another one asks for."""
+    place = tmp_path / "a"
+    other = [sys.executable, "-c", textwrap.dedent(SECOND), str(place)]
+    with Journal(place, "id", 1) as journal:
+        journal.expect(["one", "two"])
+        journal.put("one", np.array([1.0]), 0.0)
+        said = subprocess.run(other, cwd=ROOT, check=False, capture_output=True, text=True)
+        assert "is in use: another run writes its outcomes there" in said.stdout
+        journal.put("two", np.array([2.0]), 0.0)
+    done = subprocess.run(other, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL  # a lock of the dead holds nobody
+    known = Journal(place, "id", 1).known
+    assert {key: row[0] for key, row in known.items()} == {"one": 1.0, "two": 2.0, "three": 3.0}
+
+
+SECOND = """
+    import os, signal, sys
+    import numpy as np
+    from upweight.retraining.journal import Journal
+
+    try:
+        journal = Journal(sys.argv[1], "id", 1)
+    except OSError as error:
+        print(error)
+    else:
+        journal.expect(["three"])
+        journal.put("three", np.array([3.0]), 0.0)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_an_outcome_under_another_name_counts_as_absent(tmp_path):
+    with Journal(tmp_path / "a", "id", 1) as journal:
+        journal.expect(["one", "two"])
+        for key in ("one", "two"):
+            journal.put(key, np.array([1.0]), 0.0)
+    np.save(tmp_path / "a" / "keys-0.npy", np.array(["one", "six"]))
+    assert list(Journal(tmp_path / "a", "id", 1).known) == ["one"]
 
 
 def test_a_full_disk_says_so_and_keeps_what_is_there(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,10 +16,14 @@ import numpy as np
 from upweight.errors import StoreError
 from upweight.tables import atomic_write
 
+if sys.platform != "win32":
+    import fcntl
+
 __all__ = [
     "MANIFEST",
     "SCHEMA",
     "claim",
+    "locked",
     "open_array",
     "plain",
     "publish",
@@ -192,6 +197,34 @@ def _written(place: Path) -> Iterator[None]:
         if isinstance(error, StoreError):
             raise
         raise StoreError(f"Cannot write {place}: {error.strerror or error}.") from error
+
+
+def locked(place: Path) -> int | None:
+    """A descriptor that keeps other processes out of a directory while it is open.
+
+    The system lets go of it however the process ends. None where there are no such locks.
+
+    Raises:
+        StoreError: another process holds it, or it cannot be opened.
+    """
+    if sys.platform == "win32":
+        return None
+    try:
+        held = os.open(place, os.O_RDONLY)
+    except OSError as error:
+        raise StoreError(f"Cannot open {place}: {error.strerror}.") from error
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(held)
+        raise StoreError(
+            f"{place} is in use: another run writes its outcomes there. Wait for it, or choose "
+            "another directory."
+        ) from error
+    except OSError:
+        os.close(held)
+        return None
+    return held
 
 
 def claim(target: str | os.PathLike[str], identity: str, *, kind: str) -> Path:

@@ -2,15 +2,17 @@
 
 import json
 import os
+import weakref
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 
 from upweight.errors import StoreError
-from upweight.store import claim, open_array, read_array, write_array
+from upweight.store import claim, locked, open_array, read_array, write_array
 from upweight.tables import atomic_write
 
 __all__ = ["Journal"]
@@ -19,9 +21,9 @@ MODEL = "model.txt"
 ARRAYS: dict[str, Any] = {"measured": np.dtype(np.float64), "written": np.dtype(np.uint32)}
 
 
-def _mark(row: np.ndarray) -> int:
-    """A checksum of a row that is never 0, which stands for a row that is not there."""
-    return zlib.crc32(row.tobytes()) or 1
+def _mark(key: str, row: np.ndarray) -> int:
+    """A checksum of a row and whose it is, never 0, which stands for a row that is not there."""
+    return zlib.crc32(row.tobytes(), zlib.crc32(key.encode())) or 1
 
 
 @final
@@ -30,10 +32,11 @@ class Journal:
 
     The directory holds four files for every time that new trials were asked for: ``keys-k.npy``
     ``[m]`` names them, ``measured-k.npy`` ``[m, q + 1]`` holds what was found, with how far each
-    model moved in the last column, ``written-k.npy`` ``[m]`` a checksum of every row that is there,
-    0 elsewhere, and ``plan-k.json`` how they are run, so that what a killed run left is made as it
-    would have been. Whatever ends the process, what was put stays; trials of any design that are
-    here are not run again.
+    model moved in the last column, ``written-k.npy`` ``[m]`` a checksum of every row that is there
+    and of its name, 0 elsewhere, and ``plan-k.json`` how they are run, so that what a killed run
+    left is made as it would have been. Whatever ends the process, what was put stays; trials of any
+    design that are here are not run again. One run at a time has the directory, until it closes
+    the journal or ends in any way.
 
     Args:
         directory: made if it is absent; None keeps outcomes in memory alone.
@@ -44,7 +47,8 @@ class Journal:
         known: rows ``[q + 1]`` by the keys of their trials.
 
     Raises:
-        StoreError: the directory belongs to something else, or cannot be read or written.
+        StoreError: the directory belongs to something else, is in use by another process, or
+            cannot be read or written.
     """
 
     def __init__(
@@ -55,11 +59,29 @@ class Journal:
         self._arrays: list[tuple[np.ndarray, np.ndarray]] = []
         self._rooms: dict[str, tuple[int, int]] = {}
         self.known: dict[str, np.ndarray] = {}
+        self._let_go: Callable[[], object] | None = None
         if directory is not None:
+            self._hold(Path(directory).absolute())
             self._place = claim(directory, identity, kind="retraining")
             while self._file("keys", len(self._arrays)).exists():
                 keys = read_array(self._file("keys", len(self._arrays)), mapped=False)
                 self._open(keys.tolist())
+
+    def _hold(self, place: Path) -> None:
+        """Keep other processes out; what cannot be a directory is claim's to refuse."""
+        with suppress(OSError):
+            place.mkdir(parents=True, exist_ok=True)
+        held = locked(place) if place.is_dir() else None
+        if held is not None:
+            self._let_go = weakref.finalize(self, os.close, held)
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *failed: object) -> None:
+        """Leave the directory to others."""
+        if self._let_go is not None:
+            self._let_go()
 
     def claimed(self, model: str) -> bool:
         """Whether distances here are from this very model, by its hash: from the first one's."""
@@ -101,7 +123,7 @@ class Journal:
         self._arrays.append((measured, written))
         for row, key in enumerate(keys):
             self._rooms[key] = (number, row)
-            if written[row] and written[row] == _mark(measured[row]):
+            if written[row] and written[row] == _mark(key, measured[row]):
                 self.known[key] = np.array(measured[row])
 
     def expect(self, keys: Sequence[str]) -> None:
@@ -142,7 +164,7 @@ class Journal:
             number, place = self._rooms[key]
             rows, written = self._arrays[number]
             rows[place] = row
-            written[place] = _mark(row)
+            written[place] = _mark(key, row)
 
 
 def _reserve(path: Path) -> None:

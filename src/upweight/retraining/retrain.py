@@ -95,10 +95,10 @@ def retrain(
     everything = Trials.whole(len(risk.data), seeds.tolist()).then(trials)
     keys = everything.keys().tolist()
     identity = "" if path is None else _identity(objective, risk.data, queries, run)
-    journal = Journal(path, identity, len(queries))
-    # Outcomes of a recipe serve any model of this form, but how far they are from it does not.
-    ours = journal.claimed(fingerprint(dict(objective.space.values())))
-    failures = _fill(journal, run, (everything, keys), np.isfinite(at_hand))
+    with Journal(path, identity, len(queries)) as journal:
+        # Outcomes of a recipe serve any model of this form, but how far they are from it does not.
+        ours = journal.claimed(fingerprint(dict(objective.space.values())))
+        failures = _fill(journal, run, (everything, keys), np.isfinite(at_hand))
     blank = np.full(len(queries) + 1, np.nan)
     rows, count = np.stack([journal.known.get(key, blank) for key in keys]), len(seeds)
     lost = [failures[number] for number in range(count) if number in failures]

@@ -323,6 +323,30 @@ def test_dropout_and_batch_statistics_work_as_in_train_mode(inner):
         np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-9)
 
 
+def test_a_minibatch_that_lost_all_its_rows_leaves_batch_statistics_alone():
+    """And one row alone, which has none, fails its own trial."""
+    torch.manual_seed(0)
+    model = Dropping(nn.BatchNorm1d(5)).double().eval()
+    recipe = replace(RECIPE, order=lambda seed, epoch, count: torch.arange(count))
+    truth = front(model).retrain(
+        queries(), Trials.without([range(6, 12), range(19, N)], N, seeds=[0]), recipe
+    )
+    assert list(truth.failures) == [1]
+    assert "more than 1 value per channel" in truth.failures[1]
+    x, y = data()
+    twin = begun(model, Fresh(), 0)
+    optimiser = torch.optim.SGD(twin.parameters(), 0.2, 0.5, weight_decay=L2)
+    for _ in range(3):
+        for start in range(0, N, 6):
+            optimiser.zero_grad(set_to_none=False)
+            if start != 6:
+                F.cross_entropy(twin(x[start : start + 6]), y[start : start + 6]).backward()
+            optimiser.step()
+    with torch.no_grad():
+        wanted = F.cross_entropy(twin.eval()(queries()[0]), queries()[1], reduction="none")
+    np.testing.assert_allclose(truth.measured[0], wanted.numpy(), rtol=1e-9)
+
+
 def test_rows_that_change_each_other_by_no_known_layer_are_seen():
     class Centred(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -125,7 +125,17 @@ class ByRecipe(Run):
                 yield from self._trained(some, way, part)
 
     def _trained(self, some: Trials, way: Way, part: np.ndarray) -> Iterator[Outcome]:
-        """Outcomes of trials that have the numbers ``part``."""
+        """Outcomes of trials that have the numbers ``part``; one may fail by itself."""
+        try:
+            yield from self._measured(some, way, part)
+        except UpweightError:
+            raise
+        except Exception as error:
+            if len(part) > 1 or some.whole_data().any():
+                raise
+            yield Outcome(int(part[0]), None, failure=f"{type(error).__name__}: {error}")
+
+    def _measured(self, some: Trials, way: Way, part: np.ndarray) -> Iterator[Outcome]:
         known = self._risk.objective.space.values()
         models = self._trainer.run(some, way)
         for number, model in zip(part.tolist(), models, strict=True):

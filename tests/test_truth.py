@@ -173,6 +173,31 @@ def test_weights_that_nothing_draws_are_refused_and_a_function_may_make_them():
         begun(model, lambda seed: {}, 5)
 
 
+def test_weights_that_resets_draw_twice_or_apart_are_refused():
+    tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    tied[1].weight = tied[0].weight
+    with pytest.raises(ModelError, match="0.weight and 1.weight are one.*start=function"):
+        begun(tied, Fresh(), 0)
+    assert torch.equal(begun(tied, Trained(), 0)[1].weight, tied[0].weight)
+
+    layer = nn.Linear(3, 3)
+    begun(nn.Sequential(layer, nn.Tanh(), layer), Fresh(), 0)  # which one reset draws
+    with pytest.raises(ModelError, match="0.0.weight and 1.0.weight are one"):
+        begun(nn.Sequential(nn.Sequential(layer), nn.Sequential(layer)), Fresh(), 0)
+
+    def stack(depth: int) -> nn.Module:
+        return nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(4, 2, 6, batch_first=True), depth, enable_nested_tensor=False
+        )
+
+    with pytest.raises(ModelError, match="begins with copies of one layer.*start=function"):
+        begun(stack(2), Fresh(), 0)
+    torch.manual_seed(3)
+    built = stack(1).state_dict()
+    for name, value in begun(stack(1), Fresh(), 3).state_dict().items():
+        assert torch.equal(value, built[name])
+
+
 class Features(nn.Module):
     """A head on features that its constructor draws, in a buffer."""
 

@@ -1,5 +1,6 @@
 """What retraining finds, how it is kept, and what it can be asked."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -718,6 +719,34 @@ def test_what_is_not_deterministic_is_noise_and_is_said():
     assert "not deterministic: two runs of one trial differ by up to" in truth.notes[0]
     assert "not deterministic" in repr(truth)
     assert len(calls) == 5
+
+
+CALLS = itertools.count()
+
+
+def shaking(positions: np.ndarray, seed: int) -> nn.Module:
+    """Another model at every call."""
+    model = train(positions, seed)
+    with torch.no_grad():
+        model[2].bias[0].add_(0.01 * next(CALLS))
+    return model
+
+
+def test_what_was_said_of_outcomes_stays_with_them(tmp_path):
+    how = Own(shaking, processes=0)
+    first = study(tmp_path / "a", subsets(count=1), how=how)
+    assert "not deterministic" in first.notes[0]
+    assert study(tmp_path / "a", subsets(count=1), how=how).notes == first.notes
+    longer = study(tmp_path / "a", subsets(count=2), how=how)
+    assert longer.notes[0] == first.notes[0]
+    assert len(longer.notes) == 2
+
+
+def test_a_damaged_plan_is_refused(tmp_path):
+    study(tmp_path / "a", subsets(count=1))
+    (tmp_path / "a" / "plan-0.json").write_text("")
+    with pytest.raises(StoreError, match="plan-0.json is damaged.*run again"):
+        study(tmp_path / "a", subsets(count=1))
 
 
 def test_functions_take_no_labels():

@@ -17,7 +17,7 @@ from upweight.tables import atomic_write
 
 __all__ = ["Journal"]
 
-MODEL = "model.txt"
+MODEL, NOTES = "model.txt", "notes"
 ARRAYS: dict[str, Any] = {"measured": np.dtype(np.float64), "written": np.dtype(np.uint32)}
 
 
@@ -34,9 +34,9 @@ class Journal:
     ``[m]`` names them, ``measured-k.npy`` ``[m, q + 1]`` holds what was found, with how far each
     model moved in the last column, ``written-k.npy`` ``[m]`` a checksum of every row that is there
     and of its name, 0 elsewhere, and ``plan-k.json`` how they are run, so that what a killed run
-    left is made as it would have been. Whatever ends the process, what was put stays; trials of any
-    design that are here are not run again. One run at a time has the directory, until it closes
-    the journal or ends in any way.
+    left is made as it would have been, and what was said of them. Whatever ends the process, what
+    was put stays; trials of any design that are here are not run again. One run at a time has the
+    directory, until it closes the journal or ends in any way.
 
     Args:
         directory: made if it is absent; None keeps outcomes in memory alone.
@@ -58,6 +58,7 @@ class Journal:
         self._place: Path | None = None
         self._arrays: list[tuple[np.ndarray, np.ndarray]] = []
         self._rooms: dict[str, tuple[int, int]] = {}
+        self._plans: dict[int, dict[str, Any]] = {}
         self.known: dict[str, np.ndarray] = {}
         self._let_go: Callable[[], object] | None = None
         if directory is not None:
@@ -93,16 +94,42 @@ class Journal:
         return path.read_text() == model
 
     def plan(self, number: int) -> Mapping[str, Any] | None:
-        """How the trials that were asked for at a time are run, if that was noted."""
-        if self._place is None or not self._plan(number).exists():
-            return None
-        found: dict[str, Any] = json.loads(self._plan(number).read_text())
-        return found
+        """How the trials that were asked for at a time are run, if that was noted.
 
-    def note(self, number: int, plan: Mapping[str, Any]) -> None:
-        """Keep how the trials that were asked for at a time are run."""
-        if self._place is not None:
-            atomic_write(self._plan(number), json.dumps(plan).encode())
+        Raises:
+            StoreError: it was, and is damaged.
+        """
+        found = self._noted(number)
+        return found and {name: value for name, value in found.items() if name != NOTES}
+
+    def note(self, number: int, plan: Mapping[str, Any], notes: Sequence[str] = ()) -> None:
+        """Keep how the trials that were asked for at a time are run, and what is said of it."""
+        known = (self._noted(number) or {}).get(NOTES, [])
+        noted = {**plan, NOTES: list(dict.fromkeys([*known, *notes]))}
+        if self._place is None:
+            self._plans[number] = noted
+        else:
+            atomic_write(self._plan(number), json.dumps(noted).encode())
+
+    def notes(self, keys: Sequence[str]) -> tuple[str, ...]:
+        """What was said of the times at which some trials were asked for."""
+        times = sorted({self._rooms[key][0] for key in keys})
+        said = [(self._noted(time) or {}).get(NOTES, []) for time in times]
+        return tuple(dict.fromkeys(text for texts in said for text in texts))
+
+    def _noted(self, number: int) -> dict[str, Any] | None:
+        if self._place is None or not self._plan(number).exists():
+            return self._plans.get(number)
+        try:
+            found = json.loads(self._plan(number).read_text(encoding="utf-8"))
+            if isinstance(found, dict):
+                return found
+        except (OSError, ValueError):
+            pass
+        raise StoreError(
+            f"{self._plan(number)} is damaged: it says how trainings are run. Delete {self._place} "
+            "and run again."
+        )
 
     def _plan(self, number: int) -> Path:
         assert self._place is not None

@@ -99,6 +99,7 @@ def retrain(
         # Outcomes of a recipe serve any model of this form, but how far they are from it does not.
         ours = journal.claimed(fingerprint(dict(objective.space.values())))
         failures = _fill(journal, run, (everything, keys), np.isfinite(at_hand))
+        notes = journal.notes(keys)
     blank = np.full(len(queries) + 1, np.nan)
     rows, count = np.stack([journal.known.get(key, blank) for key in keys]), len(seeds)
     lost = [failures[number] for number in range(count) if number in failures]
@@ -118,7 +119,7 @@ def retrain(
         own=run.own,
         at_hand=at_hand,
         drift=rows[:count, -1] if ours else np.full(count, np.nan),
-        notes=run.notes,
+        notes=notes,
     )
 
 
@@ -143,6 +144,7 @@ def _fill(
         wanted = np.array([place for place, key in enumerate(batch) if key not in journal.known])
         some = trials.take(numbers)
         plan = run.plan(some, journal.plan(time))
+        said = run.notes
         journal.note(time, plan)
         for outcome in run.outcomes(some, wanted, plan):
             key = batch[outcome.number]
@@ -152,4 +154,8 @@ def _fill(
                 failed[key] = "the measures are not finite: the training diverged"
             elif key not in journal.known:
                 journal.put(key, outcome.measured, outcome.moved)
+            if run.notes != said:
+                said = run.notes
+                journal.note(time, plan, said)
+        journal.note(time, plan, run.notes)
     return {number: failed[key] for number, key in enumerate(keys) if key in failed}

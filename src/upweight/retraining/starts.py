@@ -42,6 +42,8 @@ class Trained:
 
 OWN = ("init_weights", "_init_weights")
 
+COPIED = (nn.TransformerEncoder, nn.TransformerDecoder)
+
 Start = Fresh | Trained | Callable[[int], Mapping[str, Tensor]]
 
 
@@ -66,8 +68,7 @@ def _refuse_twice(model: nn.Module) -> None:
     model.apply(visited.append)
     drawn: set[int] = set()
     for module in visited:
-        copies = isinstance(module, (nn.TransformerEncoder, nn.TransformerDecoder))
-        if copies and len(list(module.layers.children())) > 1:
+        if isinstance(module, COPIED) and len(module.layers) > 1:
             raise ModelError(
                 f"{type(module).__name__} begins with copies of one layer, and resets would draw "
                 f"every layer anew, so fresh weights are not those of its constructor. {OWN_STATE}"

@@ -618,9 +618,14 @@ def test_a_truth_round_trips(tmp_path):
         np.testing.assert_array_equal(found.drift, truth.drift)
         assert (found.meaning, found.how, found.own) == (truth.meaning, truth.how, truth.own)
         assert repr(found) == repr(truth)
-    (tmp_path / "0" / "truth.npz").write_bytes(b"no")
-    with pytest.raises(StoreError, match="no truth that can be read"):
-        Truth.load(tmp_path / "0")
+    file = tmp_path / "0" / "truth.npz"
+    whole = file.read_bytes()
+    torn = bytearray(whole)
+    torn[len(whole) // 3 : len(whole) // 2] = b"?" * (len(whole) // 2 - len(whole) // 3)
+    for damaged in (b"no", b"", whole[:-40], whole[: len(whole) // 2], bytes(torn)):
+        file.write_bytes(damaged)
+        with pytest.raises(StoreError, match="no truth that can be read"):
+            Truth.load(tmp_path / "0")
 
 
 # A function of one's own

@@ -1,5 +1,6 @@
 """Run directories: complete or absent, never unpickled, never reused for another run."""
 
+import errno
 import json
 import math
 import os
@@ -9,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -37,6 +38,8 @@ __all__ = [
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+# What file systems say that cannot take room before it is needed.
+UNABLE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def plain(value: Any) -> Any:
@@ -108,18 +111,37 @@ def open_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap
     Raises:
         StoreError: there is another array, or no room for this one.
     """
+    known = path.exists()
     try:
-        if path.exists():
-            found = np.lib.format.open_memmap(path, mode="r+")
-            if found.shape == shape and found.dtype == dtype:
-                return found
-            raise StoreError(
-                f"{path} is {found.dtype}{list(found.shape)}, and {dtype}{list(shape)} is to be "
-                "written. Delete it, and run again."
-            )
-        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        mode: Literal["r+", "w+"] = "r+" if known else "w+"
+        made = {} if known else {"dtype": dtype, "shape": shape}
+        found = np.lib.format.open_memmap(path, mode=mode, **made)  # type: ignore[arg-type]
     except (OSError, ValueError) as error:
         raise StoreError(f"Cannot write {path}: {error}.") from error
+    if found.shape != shape or found.dtype != dtype:
+        raise StoreError(
+            f"{path} is {found.dtype}{list(found.shape)}, and {dtype}{list(shape)} is to be "
+            "written. Delete it, and run again."
+        )
+    try:
+        _reserve(path)
+    except OSError as error:
+        if not known:
+            path.unlink(missing_ok=True)
+        raise StoreError(f"Cannot write {path}: {error.strerror}. Free some space.") from error
+    return found
+
+
+def _reserve(path: Path) -> None:
+    """Take the room of a file now: a later write to a full disk would end the process."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        if error.errno not in UNABLE:
+            raise
 
 
 def _check_target(target: Path, identity: str, *, replace: bool) -> None:
@@ -273,6 +295,7 @@ def _swap(part: Path, place: Path) -> None:
         part.rename(place)
         return
     old = part.with_suffix(".old")
+    shutil.rmtree(old, ignore_errors=True)  # of a run that was killed here
     place.rename(old)
     try:
         part.rename(place)

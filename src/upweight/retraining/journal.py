@@ -167,8 +167,6 @@ class Journal:
         for kind in ARRAYS:  # of a run that was killed before it named them
             self._file(kind, number).unlink(missing_ok=True)
         self._open(new)
-        for kind in ARRAYS:
-            _reserve(self._file(kind, number))
         part = self._place / f".keys-{number}.{os.getpid()}.npy"
         try:
             write_array(part, np.array(new))
@@ -192,14 +190,3 @@ class Journal:
             rows, written = self._arrays[number]
             rows[place] = row
             written[place] = _mark(key, row)
-
-
-def _reserve(path: Path) -> None:
-    """Take the room of a file now: a later write to a full disk would end the process."""
-    if not hasattr(os, "posix_fallocate"):
-        return
-    try:
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    except OSError as error:
-        raise StoreError(f"Cannot write {path}: {error.strerror}. Free some space.") from error

@@ -754,6 +754,28 @@ def test_a_damaged_plan_is_refused(tmp_path):
         study(tmp_path / "a", subsets(count=1))
 
 
+@pytest.mark.parametrize("how", [RECIPE, Refit()])
+def test_labels_that_are_none_are_refused(how):
+    for label, match in (
+        (np.array([1.9]), "not a value of the targets' dtype.*rounded"),
+        (np.array([7]), "7"),
+        (np.array([[0, 1]]), "must have the shape of the old ones"),
+    ):
+        model = network() if how is RECIPE else nn.Linear(4, 3).double()
+        trials = Trials.relabelled([3], label, N, seeds=[0])
+        with pytest.raises(InputError, match=match):
+            front(model).retrain(queries(), trials, how)
+
+
+def test_subsets_all_differ():
+    every = Trials.subsets(4, count=6, fraction=0.5, seeds=[0])
+    assert len(set(every.changes())) == 6
+    few = Trials.subsets(4, count=3, fraction=0.5, seeds=[0])
+    np.testing.assert_array_equal(few.gone, every.gone[:3])
+    with pytest.raises(InputError, match="there are 6 different subsets of 2, and count=7"):
+        Trials.subsets(4, count=7, fraction=0.5, seeds=[0])
+
+
 def test_functions_take_no_labels():
     trials = Trials.relabelled([3], np.array([0]), N, seeds=[0])
     with pytest.raises(InputError, match="cannot give examples other labels"):

@@ -117,7 +117,7 @@ class ByRefit(Run):
             return Edit(gone)
         positions = torch.from_numpy(new.position)
         batch = self._risk.data.at(positions)
-        targets = torch.from_numpy(new.label).to(batch.targets)
+        targets = new.like(batch.targets)
         found = [self._risk.objective.loss.weights(t) for t in (batch.targets, targets)]
         one, other = (torch.ones(len(positions)) if w is None else w for w in found)
         if len(gone):

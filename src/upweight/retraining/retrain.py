@@ -5,6 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from upweight.data import Data
 from upweight.errors import InputError, NumericalError
@@ -16,9 +18,9 @@ from upweight.retraining.functions import ByFunction, Own
 from upweight.retraining.journal import Journal
 from upweight.retraining.recipes import ByRecipe
 from upweight.retraining.refits import ByRefit, Refit
-from upweight.retraining.runs import Asked, Run
+from upweight.retraining.runs import ROWS, Asked, Run
 from upweight.retraining.training import Training
-from upweight.retraining.trials import Trials
+from upweight.retraining.trials import Relabels, Trials
 from upweight.retraining.truth import Truth
 from upweight.risk import Risk
 
@@ -44,6 +46,19 @@ def _run(risk: Risk, asked: Asked, how: How) -> Run:
     if isinstance(how, Refit):
         return ByRefit(risk, asked, how)
     return ByFunction(asked, how if isinstance(how, Own) else Own(how))
+
+
+def _check_labels(risk: Risk, new: Relabels) -> None:
+    """Ask the loss whether it knows the new labels, before anything is trained."""
+    objective = risk.objective
+    for rows in torch.arange(len(new.trial)).split(ROWS):
+        batch = objective.place(risk.data.at(torch.from_numpy(new.position)[rows]))
+        if not isinstance(batch.targets, Tensor):
+            raise InputError("New labels take targets of one tensor, a row for each example.")
+        labels = new.like(batch.targets)
+        with torch.no_grad():
+            outputs = objective.outputs(objective.space.values(), batch)
+        objective.loss.check(outputs, labels[rows.to(labels.device)])
 
 
 def _identity(objective: Objective, data: Data, queries: Data, run: Run) -> str:
@@ -72,7 +87,7 @@ def retrain(
             goes on from it, and one with other trials takes from it what it has.
 
     Raises:
-        InputError: the trials are of other data.
+        InputError: the trials are of other data, or have labels that the loss does not know.
         NumericalError: training on all of the data failed, so that nothing can be compared.
         StoreError: the directory is of another model, data, queries or recipe.
 
@@ -90,6 +105,8 @@ def retrain(
             f"The trials are of {trials.gone.shape[1]} examples, the training data has "
             f"{len(risk.data)}. Make them with examples=len(data)."
         )
+    if trials.relabels is not None:
+        _check_labels(risk, trials.relabels)
     objective, asked = risk.objective, Asked(risk.objective, queries)
     run, seeds, at_hand = _run(risk, asked, how), np.unique(trials.seeds), asked.of(objective.model)
     everything = Trials.whole(len(risk.data), seeds.tolist()).then(trials)

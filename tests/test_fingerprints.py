@@ -174,6 +174,33 @@ def test_hooks_may_keep_what_they_saw():
     guard.check()
 
 
+def test_a_module_counts_with_its_tables():
+    def loss(table):
+        found = nn.L1Loss()
+        found.table = {"weights": table}
+        return found
+
+    assert fingerprint(loss([1, 2])) == fingerprint(loss([1, 2]))
+    assert fingerprint(loss([1, 2])) != fingerprint(loss([1, 3]))
+
+
+def test_a_parent_may_count_for_its_child():
+    class Parent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.child = nn.Linear(2, 1)
+            self.child.asked = 0
+
+        def forward(self, x):
+            self.child.asked += 1
+            return self.child(x)
+
+    model = Parent()
+    guard = Guard(uw.Objective(model, "mean_squared_error"))
+    model(torch.ones(1, 2))
+    guard.check()
+
+
 def test_sparse_tensors_have_hashes():
     one = torch.eye(3).to_sparse()
     assert fingerprint(one) == fingerprint(torch.eye(3).to_sparse())

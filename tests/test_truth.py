@@ -776,6 +776,48 @@ def test_subsets_all_differ():
         Trials.subsets(4, count=7, fraction=0.5, seeds=[0])
 
 
+STEPS: dict[str, int] = {"of": 5}
+LOG: list[int] = []
+
+
+def logging_train(positions: np.ndarray, seed: int) -> nn.Module:
+    LOG.append(STEPS["of"])
+    return train(positions, seed)
+
+
+def test_outcomes_are_of_the_function_as_it_is_but_for_what_it_changes_itself(
+    tmp_path, monkeypatch
+):
+    how = Own(logging_train, processes=0)
+    first = study(tmp_path / "a", subsets(count=1), how=how)
+    calls = len(LOG)
+    longer = study(tmp_path / "a", subsets(count=2), how=how)
+    assert len(LOG) < 2 * calls
+    np.testing.assert_array_equal(longer.measured[:2], first.measured)
+    monkeypatch.setitem(STEPS, "of", 6)
+    with pytest.raises(StoreError, match="belongs to another run"):
+        study(tmp_path / "a", subsets(count=2), how=how)
+
+
+def test_outcomes_are_of_the_model_as_it_computes(tmp_path):
+    class Heated(nn.Module):
+        def __init__(self, heat: float) -> None:
+            super().__init__()
+            self.layer, self.heat = nn.Linear(4, 3), heat
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) / self.heat
+
+    def ask(heat: float) -> Truth:
+        torch.manual_seed(0)
+        model = Heated(heat).double()
+        return front(model).retrain(queries(), subsets(count=1), RECIPE, tmp_path / "a")
+
+    same(ask(1.0), ask(1.0))
+    with pytest.raises(StoreError, match="belongs to another run"):
+        ask(0.5)
+
+
 def test_functions_take_no_labels():
     trials = Trials.relabelled([3], np.array([0]), N, seeds=[0])
     with pytest.raises(InputError, match="cannot give examples other labels"):

@@ -9,6 +9,9 @@ import sys
 import types
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import date, timedelta
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any, final
 
 import numpy as np
@@ -16,13 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from upweight.forms import form_of, values_of
+from upweight.forms import form_of, objects_of, values_of
 
 __all__ = ["fingerprint"]
 
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), np.generic, torch.dtype, torch.device)
 _SHORT = {str, int, float, bool, type(None)}
-_SAID = (range, slice, re.Pattern)
+_SAID = (range, slice, re.Pattern, Decimal, Fraction, date, timedelta)
 # What a global of a function is known by its content for, whoever wrote its class.
 _CONTENT = (
     *_PLAIN, *_SAID, Tensor, np.ndarray, Mapping, list, tuple, set, frozenset, deque, os.PathLike,
@@ -122,14 +125,15 @@ def _parts(value: Any) -> Iterable[Any]:
     if isinstance(value, type):
         return _class(value)
     if isinstance(value, nn.Module):
-        return [*form_of(value), dict(values_of(value))]
+        return [*form_of(value), dict(values_of(value)), objects_of(value)]
     return _object(value)
 
 
 def _items(value: Mapping[Any, Any]) -> Iterator[Any]:
     """Keys with their values, in an order of their own."""
-    named = all(isinstance(key, str) for key in value)
-    for key in sorted(value, key=None if named else fingerprint):
+    kinds = set(map(type, value))
+    alike = len(kinds) <= 1 and kinds <= {str, int, float, bool}
+    for key in sorted(value, key=None if alike else fingerprint):
         yield key
         yield value[key]
 
@@ -137,11 +141,8 @@ def _items(value: Mapping[Any, Any]) -> Iterator[Any]:
 def _object(value: Any) -> list[Any]:
     """Attributes of an object, and its class where that is the user's."""
     kind = type(value)
-    if (
-        _of_library(kind)
-        and kind.__module__ in sys.stdlib_module_names
-        and not isinstance(value, _CONTENT)
-    ):
+    inside = kind.__module__.partition(".")[0] in sys.stdlib_module_names
+    if inside and not isinstance(value, _CONTENT):
         return []  # locks, files, loggers
     slots = {n: getattr(value, n, None) for n in getattr(value, "__slots__", ())}
     return [*([] if _of_library(kind) else [kind]), {**slots, **getattr(value, "__dict__", {})}]

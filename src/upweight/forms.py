@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["form_of", "settings_of", "values_of"]
+__all__ = ["form_of", "objects_of", "settings_of", "values_of"]
 
 _ONE = (bool, int, float, complex, str, type(None))
 
@@ -38,19 +38,41 @@ def settings_of(model: nn.Module) -> dict[str, Any]:
         {'negative_slope': 0.2, 'inplace': False}
     """
     found: dict[str, Any] = {}
-    hooked = _hooked(model)
+    for name, module, value in _held(model):
+        if _plain(value) or _kept(module, value):
+            found[name] = value
     for prefix, module in model.named_modules():
         kind: Any = type(module)
-        left = _set_by(kind) | hooked | {"training"}
-        passing = module._non_persistent_buffers_set
-        held = {**vars(module), **{name: module._buffers.get(name) for name in passing}}
-        prefix = f"{prefix}." if prefix else ""
-        for name, value in held.items():
-            if name[0] != "_" and name not in left and (_plain(value) or _kept(module, value)):
-                found[prefix + name] = value
-        if module.training and _reads_mode(kind):
-            found[f"{prefix}training"] = True
+        if _reads_mode(kind):
+            found[f"{prefix}.training" if prefix else "training"] = module.training
     return found
+
+
+def objects_of(model: nn.Module) -> dict[str, Any]:
+    """Other attributes of the modules: functions, tables, configurations.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> layer.table = {"a": 1}
+        >>> objects_of(layer)
+        {'table': {'a': 1}}
+    """
+    return {
+        name: value
+        for name, _, value in _held(model)
+        if not (_plain(value) or isinstance(value, Tensor))
+    }
+
+
+def _held(model: nn.Module) -> Iterator[tuple[str, nn.Module, Any]]:
+    """Public attributes and passing buffers that no forward pass sets: name, module, value."""
+    kinds: set[Any] = set(map(type, model.modules()))
+    left = _hooked(model).union({"training", "forward"}, *map(_set_by, kinds))
+    for prefix, module in model.named_modules():
+        passing = {name: module._buffers.get(name) for name in module._non_persistent_buffers_set}
+        for name, value in (*vars(module).items(), *passing.items()):
+            if name[0] != "_" and name not in left:
+                yield f"{prefix}.{name}" if prefix else name, module, value
 
 
 def form_of(model: nn.Module) -> list[Any]:

@@ -84,12 +84,12 @@ def retrain(
         how: a Training; ``Refit()`` for convex objectives; or your own function (kept positions
             ``[n]``, seed) -> model, or an ``Own`` that says more about it.
         path: a directory that keeps every outcome as soon as it is there. A run that was stopped
-            goes on from it, and one with other trials takes from it what it has.
+            goes on from it, and one with other trials takes from it what it has. One run at a time.
 
     Raises:
         InputError: the trials are of other data, or have labels that the loss does not know.
         NumericalError: training on all of the data failed, so that nothing can be compared.
-        StoreError: the directory is of another model, data, queries or recipe.
+        StoreError: the directory is of another model, data, queries or recipe, or in use.
 
     Example:
         >>> import torch, upweight as uw

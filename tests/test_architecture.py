@@ -18,7 +18,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # Low to high: a module imports from its own layer's package or from lower ones only.
 LAYERS = [
-    {"errors"},
+    {"errors", "forms"},
     {"packages", "bars", "fingerprints", "sources", "budget", "noise"},
     {"tables", "probes", "parameters", "precision", "states", "refusals"},
     {"store", "data", "losses", "kernels", "report", "reference"},

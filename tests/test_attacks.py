@@ -167,3 +167,15 @@ def test_what_cannot_be_attacked_is_refused(task):
         attack(
             plain, extractor, [Attempt([1], raw[[1]], (queries[0], queries[1][:, None]))], box=box
         )
+
+
+def test_targets_in_a_column_say_the_same(task):
+    raw, x, y, extractor, head, inf, queries = task
+    column = uw.Influence(head, (x, y[:, None]), loss="binary_cross_entropy", l2=L2)
+    box, found = Box(radius=0.5, step=0.1, low=-9, high=9), []
+    for of, targets in ((inf, queries[1]), (column, queries[1][:, None])):
+        attempt = Attempt([3, 7], raw[[3, 7]], (queries[0], targets))
+        found += attack(of, extractor, [attempt], box=box, rounds=2)
+    assert found[0].wrong.shape == found[1].wrong.shape == (3,)
+    np.testing.assert_array_equal(found[0].wrong, found[1].wrong)
+    np.testing.assert_allclose(found[0].loss, found[1].loss)

@@ -707,3 +707,9 @@ def test_refits_are_told_apart_from_trainings(tmp_path):
 
 def test_samples_of_one_query_are_of_that_query_alone():
     assert (Resamples.two_way(9, 1, draws=5).queries == 1).all()
+
+
+@pytest.mark.parametrize(("examples", "halves"), [(1, 1), (4, 6), (5, 10), (12, 500)])
+def test_small_data_have_few_halves(examples, halves):
+    design = Halves(examples, count=500, seeds=(0, 1))
+    assert len(set(design.trials.keys())) == len(design.trials) == 2 * halves

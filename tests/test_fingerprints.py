@@ -1,8 +1,12 @@
 """Hashes: the same for the same, different for different, and never of an address."""
 
+import dataclasses
 import functools
+import logging
 import subprocess
 import sys
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +14,11 @@ import torch
 from torch import nn
 
 import upweight as uw
+from upweight.errors import ModelError
 from upweight.fingerprints import fingerprint
+from upweight.guard import Guard
+
+ROOT = Path(__file__).parent.parent
 
 
 def scaled(factor):
@@ -23,6 +31,180 @@ class Method:
 
     def loss(self, outputs, targets):
         return self.factor * outputs
+
+
+CONFIG, RATES, HELPERS = {"lr": 0.5}, [0.1, 0.2], types.ModuleType("helpers_of_a_test")
+
+
+@dataclasses.dataclass
+class Settings:
+    depth: int = 3
+
+
+SETTINGS, NET, CELL = Settings(), nn.LeakyReLU(0.1), np.arange(3.0)
+
+
+def helper():
+    return 20
+
+
+@functools.cache
+def cached():
+    return helper()
+
+
+class Kind:
+    steps = 3
+
+    @property
+    def rate(self):
+        return 1
+
+    def run(self):
+        return 1
+
+
+def training(kept, seed):
+    def inner():
+        return CONFIG["lr"], RATES, SETTINGS.depth, NET, CELL, Kind().run(), HELPERS.power
+
+    return [inner() for _ in range(cached())]
+
+
+def swapped(monkeypatch, name):
+    if name == "module":
+        monkeypatch.setattr(HELPERS, "power", lambda: 3)
+    elif name in ("run", "steps", "rate"):
+        monkeypatch.setattr(Kind, name, {"run": lambda self: 2, "steps": 4,
+                                         "rate": property(lambda self: 2)}[name])  # fmt: skip
+    else:
+        other = {
+            "CONFIG": {"lr": 0.1}, "RATES": [0.1, 0.3], "SETTINGS": Settings(4), "CELL": CELL + 1,
+            "NET": nn.LeakyReLU(0.2), "helper": lambda: 21,
+        }[name]  # fmt: skip
+        monkeypatch.setitem(globals(), name, other)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["CONFIG", "RATES", "SETTINGS", "CELL", "NET", "helper", "run", "steps", "rate", "module"],
+)
+def test_a_function_counts_with_all_that_it_names(monkeypatch, name):
+    monkeypatch.setattr(HELPERS, "power", lambda: 2, raising=False)
+    before = fingerprint(training)
+    assert fingerprint(training) == before
+    swapped(monkeypatch, name)
+    assert fingerprint(training) != before
+
+
+def test_what_a_function_does_not_name_is_nothing_to_it(monkeypatch):
+    before = fingerprint(training)
+    monkeypatch.setitem(globals(), "PAIRS", [])
+    logging.getLogger("another of a test")
+    assert fingerprint(training) == before
+
+
+class Heated(nn.Module):
+    """A model whose outputs hang on more than its parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.heat, self.calls, self._private = nn.Linear(3, 2), 1.0, 0, 0
+        self.scale = torch.ones(2)
+        self.register_buffer("shift", torch.zeros(1), persistent=False)
+        self.register_buffer("mask", torch.zeros(1), persistent=False)
+
+    def forward(self, x):
+        self.count()
+        self.seen, self._private = x, self._private + 1
+        self.register_buffer("mask", torch.ones(len(x)), persistent=False)
+        return (self.layer(x) * self.scale + self.shift) / self.heat
+
+    def count(self):
+        self.calls += 1
+
+
+def heated():
+    torch.manual_seed(0)
+    return Heated()
+
+
+CHANGES = {
+    "heat": lambda model: setattr(model, "heat", 0.2),
+    "scale": lambda model: model.scale.mul_(2),
+    "shift": lambda model: model.shift.add_(1),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_model_is_what_it_computes_and_a_guard_names_what_changed(name):
+    model = heated()
+    objective = uw.Objective(model, "cross_entropy")
+    guard, known = Guard(objective), fingerprint(model)
+    assert Guard(uw.Objective(heated(), "cross_entropy")).fingerprint == guard.fingerprint
+    model(torch.ones(4, 3))  # what forward sets itself is no change
+    guard.check()
+    assert fingerprint(model) == known
+    assert Guard(objective).fingerprint == guard.fingerprint
+    CHANGES[name](model)
+    assert fingerprint(model) != known
+    assert Guard(objective).fingerprint != guard.fingerprint
+    with pytest.raises(ModelError, match=f"model's {name} was .* Make a new Influence"):
+        guard.check()
+
+
+def test_the_code_and_the_places_of_modules_count(monkeypatch):
+    one, act = heated(), nn.Tanh()
+    before = fingerprint(one)
+    monkeypatch.setattr(Heated, "forward", lambda self, x: self.layer(x))
+    assert fingerprint(one) != before
+    assert fingerprint(nn.Sequential(act, act)) != fingerprint(nn.Sequential(act))
+    assert fingerprint(nn.Sequential(act, act)) != fingerprint(nn.Sequential(act, nn.Tanh()))
+
+
+def test_hooks_may_keep_what_they_saw():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+
+    def hook(module, inputs, output):
+        module.kept = output.detach()
+
+    model[0].register_forward_hook(hook)
+    guard = Guard(uw.Objective(model, "cross_entropy"))
+    model(torch.ones(2, 3))
+    guard.check()
+
+
+def test_a_module_counts_with_its_tables():
+    def loss(table):
+        found = nn.L1Loss()
+        found.table = {"weights": table}
+        return found
+
+    assert fingerprint(loss([1, 2])) == fingerprint(loss([1, 2]))
+    assert fingerprint(loss([1, 2])) != fingerprint(loss([1, 3]))
+
+
+def test_a_parent_may_count_for_its_child():
+    class Parent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.child = nn.Linear(2, 1)
+            self.child.asked = 0
+
+        def forward(self, x):
+            self.child.asked += 1
+            return self.child(x)
+
+    model = Parent()
+    guard = Guard(uw.Objective(model, "mean_squared_error"))
+    model(torch.ones(1, 2))
+    guard.check()
+
+
+def test_sparse_tensors_have_hashes():
+    one = torch.eye(3).to_sparse()
+    assert fingerprint(one) == fingerprint(torch.eye(3).to_sparse())
+    assert fingerprint(one) != fingerprint((2 * torch.eye(3)).to_sparse())
 
 
 PAIRS = [
@@ -83,10 +265,14 @@ def test_cycles_end():
 def test_another_process_finds_the_same():
     code = (
         "import upweight as uw; from upweight.fingerprints import fingerprint; "
-        "print(fingerprint([uw.CG(), uw.SmoothHinge(0.5), (lambda z: z + 1)]))"
+        "from tests.test_fingerprints import heated, training; "
+        "print(fingerprint([uw.CG(), uw.SmoothHinge(0.5), (lambda z: z in {'a', 'b', 'c'}), "
+        "training, heated()]))"
     )
     runs = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+        )
         for _ in range(2)
     ]
     assert runs[0].stdout == runs[1].stdout

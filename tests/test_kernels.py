@@ -89,3 +89,12 @@ def test_machines_that_are_none_are_refused(task, gamma, repeat, says):
     x = task[0].float()
     with pytest.raises(InputError, match=says):
         RBFFeatures(torch.cat([x, x]) if repeat else x, gamma)
+
+
+def test_where_the_origin_is_does_not_matter():
+    x = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+    there = (x + 2000).float()
+    near = (there - 2000).double()  # what float32 holds of them
+    features = RBFFeatures(there, 0.5)
+    wanted = torch.exp(-0.5 * torch.cdist(near, near).square()).float()
+    torch.testing.assert_close(features(there) @ features(there).T, wanted, rtol=0, atol=1e-4)

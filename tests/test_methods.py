@@ -332,6 +332,16 @@ def test_bm25_of_empty_texts_is_nothing_and_of_empty_queries_refused():
         bag(rows).explain((nothing, labels))
 
 
+def test_distances_far_from_the_origin_are_distances():
+    x = (torch.randn(60, 4, generator=torch.Generator().manual_seed(0)) + 2000).float()
+    y = torch.zeros(60, dtype=torch.long)
+    inf = uw.Influence(nn.Linear(4, 2), (x, y), loss="cross_entropy", method="euclidean")
+    found = torch.from_numpy(inf.explain((x, y)).values)
+    exact = torch.cdist(x.double(), x.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    torch.testing.assert_close(found.double(), -exact)
+    assert found.diagonal().abs().max() == 0
+
+
 @pytest.mark.parametrize("method", ["bm25", "euclidean"])
 def test_what_is_no_token_and_what_has_no_distance_is_refused(method):
     rows = torch.randn(6, 4), torch.arange(6) % 3

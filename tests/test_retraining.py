@@ -28,7 +28,7 @@ from upweight.retraining import (
     Trials,
     choosing,
 )
-from upweight.retraining.layers import Layers
+from upweight.retraining.layers import Layers, stages_of
 from upweight.retraining.slopes import Mapped, Single
 from upweight.retraining.starts import begun
 from upweight.retraining.together import Trainer, Way
@@ -418,3 +418,61 @@ def test_new_labels_take_targets_of_one_tensor():
     asked = Trials.relabelled([1], np.array([0.0]), N, seeds=[0])
     with pytest.raises(InputError, match="targets of one tensor"):
         trained(Risk(objective, Data.of(dataset)), Training(1, 6, SGD(0.1)), asked, ONE)
+
+
+class Hook:
+    """A hook on the way back that changes nothing."""
+
+    def __call__(self, module, slope):
+        return None
+
+
+def with_hook() -> nn.Module:
+    net = mlp()
+    net[1].register_full_backward_pre_hook(Hook())
+    return net
+
+
+def with_own_forward() -> nn.Module:
+    net = mlp()
+    known = net[2].forward
+    net[2].forward = lambda x: 2 * known(x)
+    return net
+
+
+def with_one_module_twice() -> nn.Module:
+    act = nn.Tanh()
+    return nn.Sequential(nn.Linear(4, 5), act, nn.Linear(5, 5), act, nn.Linear(5, 3))
+
+
+def test_a_module_at_two_places_is_a_layer_at_both():
+    net, training = with_one_module_twice().double(), Training(3, 6, SGD(0.3, momentum=0.9), seed=1)
+    x, y = rows(4), labels(3)
+    objective = uw.Objective(net, "cross_entropy", l2=L2)
+    assert len(stages_of(objective)) == 3
+    found = uw.retraining.fit(objective, (x, y), training)
+    model = begun(net, Fresh(), 1)
+    optimiser = torch.optim.SGD(model.parameters(), 0.3, momentum=0.9, weight_decay=L2)
+    for epoch in range(3):
+        for part in training.epoch(1, epoch, N).split(6):
+            optimiser.zero_grad()
+            F.cross_entropy(model(x[part]), y[part]).backward()
+            optimiser.step()
+    for one, other in zip(found.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("make", [with_hook, with_own_forward])
+def test_what_a_module_does_beside_its_class_is_autograds(make):
+    assert stages_of(uw.Objective(make().double(), "cross_entropy"), axes=3) is None
+    assert stages_of(uw.Objective(mlp().double(), "cross_entropy"), axes=3) is not None
+
+
+def test_a_model_by_itself_is_written_out_only_where_a_step_is_autograds(monkeypatch):
+    objective = uw.Objective(mlp().double(), "cross_entropy", l2=L2)
+    risk = Risk(objective, Data.of((rows(2, 2), labels(3))))
+    trainer = Trainer(risk, Training(1, 6, SGD(0.1)))
+    assert choosing.alone(trainer).make is Layers
+    known = Layers.__call__
+    monkeypatch.setattr(Layers, "__call__", lambda *args: [2 * part for part in known(*args)])
+    assert choosing.alone(trainer).make is Single

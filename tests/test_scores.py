@@ -1,5 +1,6 @@
 """The Scores result: labels, signs, tables, frames, files."""
 
+import errno
 import json
 import os
 import subprocess
@@ -19,7 +20,8 @@ import upweight as uw
 from upweight import errors
 from upweight.meaning import Meaning
 from upweight.scores import Provenance, Scores
-from upweight.store import publish, read_manifest, write_manifest
+from upweight.sinks import StoredSink
+from upweight.store import publish, read_manifest, resume, write_manifest
 
 
 def made(values=None, *, ids=("a", "b", "c"), helpful=1, identity="0123") -> Scores:
@@ -178,6 +180,33 @@ def test_a_kill_in_the_middle_leaves_no_run(tmp_path):
     assert not place.exists()
     made().save(place)
     assert Scores.load(place).shape == (2, 3)
+
+
+def test_what_a_kill_left_of_an_earlier_run_is_in_nobodys_way(tmp_path):
+    def once():
+        with resume(tmp_path / "run", "id") as part:
+            write_manifest(part, {"identity": "id"})
+
+    once()
+    (tmp_path / ".run.id.old").mkdir()
+    (tmp_path / ".run.id.old" / "half").write_text("not yet gone")
+    once()
+    assert [place.name for place in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    number = errno.ENOSPC
+    with pytest.raises(errors.StoreError, match=r"scores.npy: No space left.*Free some space"):
+        StoredSink(tmp_path, 2, 3, torch.float32)
+    assert list(tmp_path.iterdir()) == []
+    number = errno.EOPNOTSUPP  # some file systems cannot take room
+    sink = StoredSink(tmp_path, 2, 3, torch.float32)
+    sink.write(0, torch.ones(2, 3))
+    assert StoredSink(tmp_path, 2, 3, torch.float32).first == 3
 
 
 def test_damaged_and_foreign_directories_are_named(tmp_path):

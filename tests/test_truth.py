@@ -1,5 +1,6 @@
 """What retraining finds, how it is kept, and what it can be asked."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -173,6 +174,31 @@ def test_weights_that_nothing_draws_are_refused_and_a_function_may_make_them():
         begun(model, lambda seed: {}, 5)
 
 
+def test_weights_that_resets_draw_twice_or_apart_are_refused():
+    tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    tied[1].weight = tied[0].weight
+    with pytest.raises(ModelError, match="0.weight and 1.weight are one.*start=function"):
+        begun(tied, Fresh(), 0)
+    assert torch.equal(begun(tied, Trained(), 0)[1].weight, tied[0].weight)
+
+    layer = nn.Linear(3, 3)
+    begun(nn.Sequential(layer, nn.Tanh(), layer), Fresh(), 0)  # which one reset draws
+    with pytest.raises(ModelError, match="0.0.weight and 1.0.weight are one"):
+        begun(nn.Sequential(nn.Sequential(layer), nn.Sequential(layer)), Fresh(), 0)
+
+    def stack(depth: int) -> nn.Module:
+        return nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(4, 2, 6, batch_first=True), depth, enable_nested_tensor=False
+        )
+
+    with pytest.raises(ModelError, match="begins with copies of one layer.*start=function"):
+        begun(stack(2), Fresh(), 0)
+    torch.manual_seed(3)
+    built = stack(1).state_dict()
+    for name, value in begun(stack(1), Fresh(), 3).state_dict().items():
+        assert torch.equal(value, built[name])
+
+
 class Features(nn.Module):
     """A head on features that its constructor draws, in a buffer."""
 
@@ -321,6 +347,30 @@ def test_dropout_and_batch_statistics_work_as_in_train_mode(inner):
         with torch.no_grad():
             wanted = F.cross_entropy(twin.eval()(queries()[0]), queries()[1], reduction="none")
         np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-9)
+
+
+def test_a_minibatch_that_lost_all_its_rows_leaves_batch_statistics_alone():
+    """And one row alone, which has none, fails its own trial."""
+    torch.manual_seed(0)
+    model = Dropping(nn.BatchNorm1d(5)).double().eval()
+    recipe = replace(RECIPE, order=lambda seed, epoch, count: torch.arange(count))
+    truth = front(model).retrain(
+        queries(), Trials.without([range(6, 12), range(19, N)], N, seeds=[0]), recipe
+    )
+    assert list(truth.failures) == [1]
+    assert "more than 1 value per channel" in truth.failures[1]
+    x, y = data()
+    twin = begun(model, Fresh(), 0)
+    optimiser = torch.optim.SGD(twin.parameters(), 0.2, 0.5, weight_decay=L2)
+    for _ in range(3):
+        for start in range(0, N, 6):
+            optimiser.zero_grad(set_to_none=False)
+            if start != 6:
+                F.cross_entropy(twin(x[start : start + 6]), y[start : start + 6]).backward()
+            optimiser.step()
+    with torch.no_grad():
+        wanted = F.cross_entropy(twin.eval()(queries()[0]), queries()[1], reduction="none")
+    np.testing.assert_allclose(truth.measured[0], wanted.numpy(), rtol=1e-9)
 
 
 def test_rows_that_change_each_other_by_no_known_layer_are_seen():
@@ -496,9 +546,50 @@ def test_a_torn_row_counts_as_absent(tmp_path):
     rows = np.lib.format.open_memmap(tmp_path / "a" / "measured-0.npy", mode="r+")
     rows[1, 0] += 1
     rows.flush()
-    journal = Journal(tmp_path / "a", journal_identity(tmp_path / "a"), Q)
-    assert len(journal.known) == 3
+    with Journal(tmp_path / "a", journal_identity(tmp_path / "a"), Q) as journal:
+        assert len(journal.known) == 3
     same(study(tmp_path / "a", subsets(count=1)), study(None, subsets(count=1)))
+
+
+def test_one_process_at_a_time_has_a_directory(tmp_path):
+    """And what it wrote stays as it is, whatever another one asks for."""
+    place = tmp_path / "a"
+    other = [sys.executable, "-c", textwrap.dedent(SECOND), str(place)]
+    with Journal(place, "id", 1) as journal:
+        journal.expect(["one", "two"])
+        journal.put("one", np.array([1.0]), 0.0)
+        said = subprocess.run(other, cwd=ROOT, check=False, capture_output=True, text=True)
+        assert "is in use: another run writes its outcomes there" in said.stdout
+        journal.put("two", np.array([2.0]), 0.0)
+    done = subprocess.run(other, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL  # a lock of the dead holds nobody
+    known = Journal(place, "id", 1).known
+    assert {key: row[0] for key, row in known.items()} == {"one": 1.0, "two": 2.0, "three": 3.0}
+
+
+SECOND = """
+    import os, signal, sys
+    import numpy as np
+    from upweight.retraining.journal import Journal
+
+    try:
+        journal = Journal(sys.argv[1], "id", 1)
+    except OSError as error:
+        print(error)
+    else:
+        journal.expect(["three"])
+        journal.put("three", np.array([3.0]), 0.0)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_an_outcome_under_another_name_counts_as_absent(tmp_path):
+    with Journal(tmp_path / "a", "id", 1) as journal:
+        journal.expect(["one", "two"])
+        for key in ("one", "two"):
+            journal.put(key, np.array([1.0]), 0.0)
+    np.save(tmp_path / "a" / "keys-0.npy", np.array(["one", "six"]))
+    assert list(Journal(tmp_path / "a", "id", 1).known) == ["one"]
 
 
 def test_a_full_disk_says_so_and_keeps_what_is_there(tmp_path, monkeypatch):
@@ -527,9 +618,14 @@ def test_a_truth_round_trips(tmp_path):
         np.testing.assert_array_equal(found.drift, truth.drift)
         assert (found.meaning, found.how, found.own) == (truth.meaning, truth.how, truth.own)
         assert repr(found) == repr(truth)
-    (tmp_path / "0" / "truth.npz").write_bytes(b"no")
-    with pytest.raises(StoreError, match="no truth that can be read"):
-        Truth.load(tmp_path / "0")
+    file = tmp_path / "0" / "truth.npz"
+    whole = file.read_bytes()
+    torn = bytearray(whole)
+    torn[len(whole) // 3 : len(whole) // 2] = b"?" * (len(whole) // 2 - len(whole) // 3)
+    for damaged in (b"no", b"", whole[:-40], whole[: len(whole) // 2], bytes(torn)):
+        file.write_bytes(damaged)
+        with pytest.raises(StoreError, match="no truth that can be read"):
+            Truth.load(tmp_path / "0")
 
 
 # A function of one's own
@@ -628,6 +724,98 @@ def test_what_is_not_deterministic_is_noise_and_is_said():
     assert "not deterministic: two runs of one trial differ by up to" in truth.notes[0]
     assert "not deterministic" in repr(truth)
     assert len(calls) == 5
+
+
+CALLS = itertools.count()
+
+
+def shaking(positions: np.ndarray, seed: int) -> nn.Module:
+    """Another model at every call."""
+    model = train(positions, seed)
+    with torch.no_grad():
+        model[2].bias[0].add_(0.01 * next(CALLS))
+    return model
+
+
+def test_what_was_said_of_outcomes_stays_with_them(tmp_path):
+    how = Own(shaking, processes=0)
+    first = study(tmp_path / "a", subsets(count=1), how=how)
+    assert "not deterministic" in first.notes[0]
+    assert study(tmp_path / "a", subsets(count=1), how=how).notes == first.notes
+    longer = study(tmp_path / "a", subsets(count=2), how=how)
+    assert longer.notes[0] == first.notes[0]
+    assert len(longer.notes) == 2
+
+
+def test_a_damaged_plan_is_refused(tmp_path):
+    study(tmp_path / "a", subsets(count=1))
+    (tmp_path / "a" / "plan-0.json").write_text("")
+    with pytest.raises(StoreError, match="plan-0.json is damaged.*run again"):
+        study(tmp_path / "a", subsets(count=1))
+
+
+@pytest.mark.parametrize("how", [RECIPE, Refit()])
+def test_labels_that_are_none_are_refused(how):
+    for label, match in (
+        (np.array([1.9]), "not a value of the targets' dtype.*rounded"),
+        (np.array([7]), "7"),
+        (np.array([[0, 1]]), "must have the shape of the old ones"),
+    ):
+        model = network() if how is RECIPE else nn.Linear(4, 3).double()
+        trials = Trials.relabelled([3], label, N, seeds=[0])
+        with pytest.raises(InputError, match=match):
+            front(model).retrain(queries(), trials, how)
+
+
+def test_subsets_all_differ():
+    every = Trials.subsets(4, count=6, fraction=0.5, seeds=[0])
+    assert len(set(every.changes())) == 6
+    few = Trials.subsets(4, count=3, fraction=0.5, seeds=[0])
+    np.testing.assert_array_equal(few.gone, every.gone[:3])
+    with pytest.raises(InputError, match="there are 6 different subsets of 2, and count=7"):
+        Trials.subsets(4, count=7, fraction=0.5, seeds=[0])
+
+
+STEPS: dict[str, int] = {"of": 5}
+LOG: list[int] = []
+
+
+def logging_train(positions: np.ndarray, seed: int) -> nn.Module:
+    LOG.append(STEPS["of"])
+    return train(positions, seed)
+
+
+def test_outcomes_are_of_the_function_as_it_is_but_for_what_it_changes_itself(
+    tmp_path, monkeypatch
+):
+    how = Own(logging_train, processes=0)
+    first = study(tmp_path / "a", subsets(count=1), how=how)
+    calls = len(LOG)
+    longer = study(tmp_path / "a", subsets(count=2), how=how)
+    assert len(LOG) < 2 * calls
+    np.testing.assert_array_equal(longer.measured[:2], first.measured)
+    monkeypatch.setitem(STEPS, "of", 6)
+    with pytest.raises(StoreError, match="belongs to another run"):
+        study(tmp_path / "a", subsets(count=2), how=how)
+
+
+def test_outcomes_are_of_the_model_as_it_computes(tmp_path):
+    class Heated(nn.Module):
+        def __init__(self, heat: float) -> None:
+            super().__init__()
+            self.layer, self.heat = nn.Linear(4, 3), heat
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) / self.heat
+
+    def ask(heat: float) -> Truth:
+        torch.manual_seed(0)
+        model = Heated(heat).double()
+        return front(model).retrain(queries(), subsets(count=1), RECIPE, tmp_path / "a")
+
+    same(ask(1.0), ask(1.0))
+    with pytest.raises(StoreError, match="belongs to another run"):
+        ask(0.5)
 
 
 def test_functions_take_no_labels():

@@ -214,7 +214,7 @@ class _Bench:
                 trial.inputs,
                 f.detach(),
                 loss.cpu().numpy(),
-                (predicted != trial.batch.targets).cpu().numpy(),
+                (predicted != trial.batch.targets.reshape(predicted.shape)).cpu().numpy(),
                 trial.rounds,
                 row,
             )

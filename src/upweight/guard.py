@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import final
 
-from torch import nn
+from torch import Tensor, nn
 
 from upweight.errors import InputError, ModelError
 from upweight.fingerprints import fingerprint
+from upweight.forms import form_of, settings_of, values_of
 from upweight.objective import Objective
 from upweight.precision import Precision, full_precision
 from upweight.refusals import refuse_train_mode
@@ -23,7 +24,8 @@ class Guard:
         objective: what will be asked.
 
     Attributes:
-        fingerprint: hash of the model's layers, all parameters and buffers, and its autocast.
+        fingerprint: hash of what the model computes: the code and settings of its modules, all
+            parameters and buffers, those that no state_dict holds too, and its autocast.
 
     Example:
         >>> layer = nn.Linear(2, 1)
@@ -39,13 +41,20 @@ class Guard:
 
     def __init__(self, objective: Objective) -> None:
         self._objective = objective
-        self.fingerprint = self._state()
+        model, precision = objective.model, objective.precision
+        self._values, self._settings = self._now()
+        stated = [self._values, form_of(model)]
+        self.fingerprint = fingerprint(stated if precision is None else [*stated, precision])
 
-    def _state(self) -> str:
+    def _now(self) -> tuple[str, dict[str, str]]:
+        """Hash of parameters and stored buffers; other settings in words, tensors by their hash."""
         model: nn.Module = self._objective.model
-        stated = [repr(model), model.state_dict()]
-        precision = self._objective.precision
-        return fingerprint(stated if precision is None else [*stated, precision])
+        settings = settings_of(model)
+        values = dict(values_of(model))
+        said = {
+            n: fingerprint(v) if isinstance(v, Tensor) else repr(v) for n, v in settings.items()
+        }
+        return fingerprint(values), said
 
     def check(self) -> None:
         """Raise if the model, its mode or its autocast is another by now.
@@ -64,10 +73,27 @@ class Guard:
                 "when the Influence was made. Make the Influence inside the autocast block, or "
                 "leave the block for this call."
             )
-        if self._state() != self.fingerprint:
+        values, settings = self._now()
+        if values != self._values:
             raise ModelError(
                 "The model's parameters changed after this Influence was made. Make a new one."
             )
+        self._refuse_other(settings)
+
+    def _refuse_other(self, settings: dict[str, str]) -> None:
+        """Refuse attributes that are others than they were, by name.
+
+        What forward itself assigns is not among them, so that a model may count its calls or keep
+        what it saw.
+        """
+        for name in sorted(self._settings.keys() | settings.keys()):
+            before, now = self._settings.get(name, "absent"), settings.get(name, "absent")
+            if before != now:
+                raise ModelError(
+                    f"The model's {name} was {before} when this Influence was made, and is {now} "
+                    "now. Make a new Influence. If it only keeps what forward saw, let its name "
+                    "begin with an underscore."
+                )
 
     @contextmanager
     def answering(self) -> Iterator[None]:

@@ -61,7 +61,10 @@ class RBFFeatures(nn.Module):
 
     def _kernel(self, rows: Tensor) -> Tensor:
         """k(landmark, row), ``[landmarks, n]``."""
-        return torch.exp(-self.gamma * torch.cdist(self.landmarks, rows).square())
+        # Distances are differences of squares, which cancel far from the origin.
+        centre = self.landmarks.mean(0)
+        apart = torch.cdist(self.landmarks - centre, rows - centre)
+        return torch.exp(-self.gamma * apart.square())
 
     def extra_repr(self) -> str:
         """Shown by print."""

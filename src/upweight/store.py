@@ -1,24 +1,30 @@
 """Run directories: complete or absent, never unpickled, never reused for another run."""
 
+import errno
 import json
 import math
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from upweight.errors import StoreError
 from upweight.tables import atomic_write
 
+if sys.platform != "win32":
+    import fcntl
+
 __all__ = [
     "MANIFEST",
     "SCHEMA",
     "claim",
+    "locked",
     "open_array",
     "plain",
     "publish",
@@ -32,6 +38,8 @@ __all__ = [
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+# What file systems say that cannot take room before it is needed.
+UNABLE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def plain(value: Any) -> Any:
@@ -103,18 +111,37 @@ def open_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap
     Raises:
         StoreError: there is another array, or no room for this one.
     """
+    known = path.exists()
     try:
-        if path.exists():
-            found = np.lib.format.open_memmap(path, mode="r+")
-            if found.shape == shape and found.dtype == dtype:
-                return found
-            raise StoreError(
-                f"{path} is {found.dtype}{list(found.shape)}, and {dtype}{list(shape)} is to be "
-                "written. Delete it, and run again."
-            )
-        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        mode: Literal["r+", "w+"] = "r+" if known else "w+"
+        made = {} if known else {"dtype": dtype, "shape": shape}
+        found = np.lib.format.open_memmap(path, mode=mode, **made)  # type: ignore[arg-type]
     except (OSError, ValueError) as error:
         raise StoreError(f"Cannot write {path}: {error}.") from error
+    if found.shape != shape or found.dtype != dtype:
+        raise StoreError(
+            f"{path} is {found.dtype}{list(found.shape)}, and {dtype}{list(shape)} is to be "
+            "written. Delete it, and run again."
+        )
+    try:
+        _reserve(path)
+    except OSError as error:
+        if not known:
+            path.unlink(missing_ok=True)
+        raise StoreError(f"Cannot write {path}: {error.strerror}. Free some space.") from error
+    return found
+
+
+def _reserve(path: Path) -> None:
+    """Take the room of a file now: a later write to a full disk would end the process."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        if error.errno not in UNABLE:
+            raise
 
 
 def _check_target(target: Path, identity: str, *, replace: bool) -> None:
@@ -194,6 +221,34 @@ def _written(place: Path) -> Iterator[None]:
         raise StoreError(f"Cannot write {place}: {error.strerror or error}.") from error
 
 
+def locked(place: Path) -> int | None:
+    """A descriptor that keeps other processes out of a directory while it is open.
+
+    The system lets go of it however the process ends. None where there are no such locks.
+
+    Raises:
+        StoreError: another process holds it, or it cannot be opened.
+    """
+    if sys.platform == "win32":
+        return None
+    try:
+        held = os.open(place, os.O_RDONLY)
+    except OSError as error:
+        raise StoreError(f"Cannot open {place}: {error.strerror}.") from error
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(held)
+        raise StoreError(
+            f"{place} is in use: another run writes its outcomes there. Wait for it, or choose "
+            "another directory."
+        ) from error
+    except OSError:
+        os.close(held)
+        return None
+    return held
+
+
 def claim(target: str | os.PathLike[str], identity: str, *, kind: str) -> Path:
     """A directory for files that are complete one by one, made or found with its identity.
 
@@ -240,6 +295,7 @@ def _swap(part: Path, place: Path) -> None:
         part.rename(place)
         return
     old = part.with_suffix(".old")
+    shutil.rmtree(old, ignore_errors=True)  # of a run that was killed here
     place.rename(old)
     try:
         part.rename(place)

@@ -1,5 +1,6 @@
 """Which trials are worth their time, and what follows from what they find."""
 
+import math
 from abc import ABC, abstractmethod
 from typing import final
 
@@ -63,7 +64,7 @@ class Halves(Design):
 
     Args:
         examples: N.
-        count: halves at most.
+        count: halves at most; small data have fewer.
         seeds: of training, at least two for the noise of training to be known.
 
     Example:
@@ -73,7 +74,8 @@ class Halves(Design):
 
     def __init__(self, examples: int, *, count: int, seeds: tuple[int, ...]) -> None:
         self.unit, self.least = len(seeds), LEAST * len(seeds)
-        self.trials = Trials.subsets(examples, count=count, fraction=0.5, seeds=seeds)
+        most = math.comb(examples, examples // 2)
+        self.trials = Trials.subsets(examples, count=min(count, most), fraction=0.5, seeds=seeds)
 
     def statistic(self, meaning: Meaning) -> Statistic:
         """The linear datamodeling score."""

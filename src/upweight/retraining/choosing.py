@@ -37,7 +37,7 @@ class _Race:
 
     def __init__(self, trainer: Trainer, trials: Trials) -> None:
         self.trainer, self.trials = trainer, trials
-        self.bytes, self._truth = peak_bytes(lambda: self._first(ONE))
+        self.bytes, self._truth = peak_bytes(lambda: _first(trainer, self._part(ONE), ONE))
         self._right: dict[Way, bool] = {}
         self._spent, self._steps = 0.0, trainer.training.steps(len(trainer.risk.data))
         self.best, self.least = ONE, self._seconds(ONE)
@@ -47,13 +47,6 @@ class _Race:
         seeds, counts = np.unique(self.trials.seeds, return_counts=True)
         order = np.argsort(self.trials.seeds == seeds[counts.argmax()], kind="stable")
         return self.trials.take(order[::-1][: way.pool])
-
-    def _first(self, way: Way) -> dict[str, torch.Tensor]:
-        """Gradients of the first model at the first step."""
-        with closing(self.trainer.steps(self._part(way), way)) as steps:
-            blocks, _ = next(steps)
-        named = {name: block.grad for name, block in blocks.items()}
-        return {name: slope[0].clone() for name, slope in named.items() if slope is not None}
 
     def _seconds(self, way: Way) -> float:
         """Of a step, for each model."""
@@ -101,27 +94,43 @@ class _Race:
         at_once = min(way.at_once, FEW)
         few = replace(way, at_once=at_once, pool=at_once * (1 + (way.pool > way.at_once)))
         if few not in self._right:
-            self._right[few] = self._same(few)
+            spent, self._right[few] = elapsed(
+                lambda: _same(self.trainer, self._part(few), few, self._truth)
+            )
+            self._spent += spent
         return self._right[few]
 
-    def _same(self, way: Way) -> bool:
-        try:
-            spent, found = elapsed(lambda: self._first(way))
-        except (RuntimeError, ValueError, NotImplementedError):
-            return False
-        self._spent += spent
-        tolerance = 1e-8 if next(iter(found.values())).dtype == torch.float64 else 1e-2
-        return all(
-            bool((found[name] - truth).norm() <= tolerance * truth.norm() + 1e-12)
-            for name, truth in self._truth.items()
-        )
+
+def _first(trainer: Trainer, trials: Trials, way: Way) -> dict[str, torch.Tensor]:
+    """Gradients of the first model at the first step."""
+    with closing(trainer.steps(trials, way)) as steps:
+        blocks, _ = next(steps)
+    named = {name: block.grad for name, block in blocks.items()}
+    return {name: slope[0].clone() for name, slope in named.items() if slope is not None}
+
+
+def _same(trainer: Trainer, trials: Trials, way: Way, truth: Mapping[str, torch.Tensor]) -> bool:
+    """Whether the first step of a way has autograd's gradients."""
+    try:
+        found = _first(trainer, trials, way)
+    except (RuntimeError, ValueError, NotImplementedError):
+        return False
+    tolerance = 1e-8 if next(iter(found.values())).dtype == torch.float64 else 1e-2
+    return all(
+        bool((found[name] - slope).norm() <= tolerance * slope.norm() + 1e-12)
+        for name, slope in truth.items()
+    )
 
 
 def alone(trainer: Trainer) -> Way:
     """The one way of a model by itself: the same recipe gives the same model, bit by bit."""
     if trainer.random and not trainer.coupled:
         return replace(ONE, together=True)  # all rows of a minibatch, so that trials share masks
-    return replace(ONE, make=Layers, name=Layers.name) if _layered(trainer) else ONE
+    if not _layered(trainer):
+        return ONE
+    whole = Trials.whole(len(trainer.risk.data), [trainer.training.seed])
+    layers = replace(ONE, make=Layers, name=Layers.name)
+    return layers if _same(trainer, whole, layers, _first(trainer, whole, ONE)) else ONE
 
 
 def fastest(trainer: Trainer, trials: Trials) -> Way:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from upweight.bars import track
 from upweight.errors import InputError
+from upweight.fingerprints import fingerprint
 from upweight.refusals import refuse_train_mode
 from upweight.retraining.runs import Asked, Outcome, Run, distance
 from upweight.retraining.trials import Trials
@@ -34,6 +35,9 @@ class Own:
     function, so that a script needs ``if __name__ == "__main__":`` around its work. A function that
     cannot be sent there (a lambda, one made in a notebook or inside another) is called in this
     process, one trial after the other, and the result says so.
+
+    Stored outcomes belong to the function as it is: its code, the helpers and classes it uses, and
+    the globals that it names. What libraries define counts by name alone.
 
     Attributes:
         train: (kept positions ``[n]``, seed) -> a trained model, in the mode to be asked in.
@@ -116,6 +120,8 @@ class Job:
 
 
 _here: list[Job] = []
+# Hashes of functions that changed what they name (a log, a cache), to those before their calls.
+_before: dict[str, str] = {}
 
 
 def _begin(packed: bytes) -> None:
@@ -167,8 +173,9 @@ class ByFunction(Run):
         return tuple(self._notes)
 
     def identity(self) -> Any:
-        """The function, by what it does."""
-        return self._job.train
+        """The function, by what it does; what its own calls changed in it does not count."""
+        found = fingerprint(self._job.train)
+        return _before.get(found, found)
 
     def outcomes(
         self, trials: Trials, wanted: np.ndarray, plan: Mapping[str, Any]
@@ -184,6 +191,13 @@ class ByFunction(Run):
                 "a Training or Refit()."
             )
         del plan
+        begun = self.identity()
+        try:
+            yield from self._outcomes(trials, wanted)
+        finally:
+            _before[fingerprint(self._job.train)] = begun
+
+    def _outcomes(self, trials: Trials, wanted: np.ndarray) -> Iterator[Outcome]:
         # The first trial again, to see whether the function gives the same model twice.
         numbers = [wanted[0], *wanted]
         kept = [np.flatnonzero(~trials.gone[number]) for number in numbers]

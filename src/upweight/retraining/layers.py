@@ -123,7 +123,9 @@ class Layers(Slopes):
 
 
 def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+    """Whether a call does more than the forward of its class."""
+    forward = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    return bool(forward or module._backward_hooks or module._backward_pre_hooks)
 
 
 def _rows(module: nn.Flatten) -> bool:
@@ -147,7 +149,8 @@ def stages_of(objective: Objective, axes: int = 2) -> list[Stage] | None:
     """
     model = objective.model
     alone = type(model) is nn.Linear
-    named: list[tuple[str, Any]] = [("", model)] if alone else list(model.named_children())
+    # One module at two places is called twice, and named_children() names it once.
+    named: list[tuple[str, Any]] = [("", model)] if alone else list(model._modules.items())
     if not (alone or type(model) is nn.Sequential) or objective.autocast is not None:
         return None
     if any(_hooked(module) for module in model.modules()):

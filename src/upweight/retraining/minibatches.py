@@ -89,7 +89,7 @@ def _padded(new: Relabels | None, m: int, targets: Any) -> tuple[Tensor, Tensor]
     if new is None:
         return None
     trial = torch.from_numpy(new.trial)
-    label = torch.from_numpy(new.label).to(targets.device, targets.dtype)
+    label = new.like(targets)
     most = int(trial.bincount().max())
     where, labels = torch.full((m, most), -1), label.new_zeros((m, most, *label.shape[1:]))
     filled = [0] * m
@@ -131,7 +131,7 @@ class Minibatches:
         """A label may decide what an example weighs."""
         risk, positions = self._rows.risk, torch.from_numpy(new.position)
         like = self._rows.at(positions).targets
-        found = risk.objective.loss.weights(torch.from_numpy(new.label).to(like))
+        found = risk.objective.loss.weights(new.like(like))
         weight = torch.ones(len(positions)) if found is None else found.cpu()
         if risk.data.weights is not None:
             weight = weight * risk.data.weights[positions]

@@ -9,6 +9,8 @@ from torch import nn
 
 from upweight.bars import track
 from upweight.data import Data
+from upweight.errors import UpweightError
+from upweight.forms import values_of
 from upweight.objective import Objective
 from upweight.retraining.choosing import alone, chunks, fastest, way_of
 from upweight.retraining.runs import Asked, Outcome, Run, distance
@@ -79,7 +81,7 @@ class ByRecipe(Run):
 
     def identity(self) -> Any:
         """The recipe, and the values that it starts from or leaves as they are."""
-        state = self._risk.objective.model.state_dict()
+        state = dict(values_of(self._risk.objective.model))
         training = self._trainer.training
         if isinstance(training.start, Fresh):
             trained = self._risk.objective.space.shapes
@@ -123,7 +125,17 @@ class ByRecipe(Run):
                 yield from self._trained(some, way, part)
 
     def _trained(self, some: Trials, way: Way, part: np.ndarray) -> Iterator[Outcome]:
-        """Outcomes of trials that have the numbers ``part``."""
+        """Outcomes of trials that have the numbers ``part``; one may fail by itself."""
+        try:
+            yield from self._measured(some, way, part)
+        except UpweightError:
+            raise
+        except Exception as error:
+            if len(part) > 1 or some.whole_data().any():
+                raise
+            yield Outcome(int(part[0]), None, failure=f"{type(error).__name__}: {error}")
+
+    def _measured(self, some: Trials, way: Way, part: np.ndarray) -> Iterator[Outcome]:
         known = self._risk.objective.space.values()
         models = self._trainer.run(some, way)
         for number, model in zip(part.tolist(), models, strict=True):

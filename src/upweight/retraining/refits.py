@@ -11,6 +11,7 @@ from upweight.bars import track
 from upweight.curvature import curvature
 from upweight.errors import InputError, LossError
 from upweight.evaluation import Edit, Refits, refit
+from upweight.forms import values_of
 from upweight.linalg import Cholesky
 from upweight.retraining.runs import Asked, Outcome, Run
 from upweight.retraining.trials import Trials
@@ -70,7 +71,7 @@ class ByRefit(Run):
 
     def identity(self) -> Any:
         """The settings, and where the refits begin."""
-        return self._settings, self._risk.objective.model.state_dict()
+        return self._settings, dict(values_of(self._risk.objective.model))
 
     def outcomes(
         self, trials: Trials, wanted: np.ndarray, plan: Mapping[str, Any]
@@ -116,7 +117,7 @@ class ByRefit(Run):
             return Edit(gone)
         positions = torch.from_numpy(new.position)
         batch = self._risk.data.at(positions)
-        targets = torch.from_numpy(new.label).to(batch.targets)
+        targets = new.like(batch.targets)
         found = [self._risk.objective.loss.weights(t) for t in (batch.targets, targets)]
         one, other = (torch.ones(len(positions)) if w is None else w for w in found)
         if len(gone):

@@ -5,19 +5,22 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from upweight.data import Data
 from upweight.errors import InputError, NumericalError
 from upweight.fingerprints import fingerprint
+from upweight.forms import form_of
 from upweight.meaning import meaning_of
 from upweight.objective import Objective
 from upweight.retraining.functions import ByFunction, Own
 from upweight.retraining.journal import Journal
 from upweight.retraining.recipes import ByRecipe
 from upweight.retraining.refits import ByRefit, Refit
-from upweight.retraining.runs import Asked, Run
+from upweight.retraining.runs import ROWS, Asked, Run
 from upweight.retraining.training import Training
-from upweight.retraining.trials import Trials
+from upweight.retraining.trials import Relabels, Trials
 from upweight.retraining.truth import Truth
 from upweight.risk import Risk
 
@@ -45,10 +48,23 @@ def _run(risk: Risk, asked: Asked, how: How) -> Run:
     return ByFunction(asked, how if isinstance(how, Own) else Own(how))
 
 
+def _check_labels(risk: Risk, new: Relabels) -> None:
+    """Ask the loss whether it knows the new labels, before anything is trained."""
+    objective = risk.objective
+    for rows in torch.arange(len(new.trial)).split(ROWS):
+        batch = objective.place(risk.data.at(torch.from_numpy(new.position)[rows]))
+        if not isinstance(batch.targets, Tensor):
+            raise InputError("New labels take targets of one tensor, a row for each example.")
+        labels = new.like(batch.targets)
+        with torch.no_grad():
+            outputs = objective.outputs(objective.space.values(), batch)
+        objective.loss.check(outputs, labels[rows.to(labels.device)])
+
+
 def _identity(objective: Objective, data: Data, queries: Data, run: Run) -> str:
     """Hash of everything that outcomes rest on, but for the trials."""
     asked = (objective.loss, objective.l2, objective.removal, objective.measure)
-    form = (repr(objective.model), objective.space.shapes, objective.precision)
+    form = (form_of(objective.model), objective.space.shapes, objective.precision)
     return fingerprint((form, asked, data.fingerprint(), queries.fingerprint(), run.identity()))
 
 
@@ -68,12 +84,12 @@ def retrain(
         how: a Training; ``Refit()`` for convex objectives; or your own function (kept positions
             ``[n]``, seed) -> model, or an ``Own`` that says more about it.
         path: a directory that keeps every outcome as soon as it is there. A run that was stopped
-            goes on from it, and one with other trials takes from it what it has.
+            goes on from it, and one with other trials takes from it what it has. One run at a time.
 
     Raises:
-        InputError: the trials are of other data.
+        InputError: the trials are of other data, or have labels that the loss does not know.
         NumericalError: training on all of the data failed, so that nothing can be compared.
-        StoreError: the directory is of another model, data, queries or recipe.
+        StoreError: the directory is of another model, data, queries or recipe, or in use.
 
     Example:
         >>> import torch, upweight as uw
@@ -89,15 +105,18 @@ def retrain(
             f"The trials are of {trials.gone.shape[1]} examples, the training data has "
             f"{len(risk.data)}. Make them with examples=len(data)."
         )
+    if trials.relabels is not None:
+        _check_labels(risk, trials.relabels)
     objective, asked = risk.objective, Asked(risk.objective, queries)
     run, seeds, at_hand = _run(risk, asked, how), np.unique(trials.seeds), asked.of(objective.model)
     everything = Trials.whole(len(risk.data), seeds.tolist()).then(trials)
     keys = everything.keys().tolist()
     identity = "" if path is None else _identity(objective, risk.data, queries, run)
-    journal = Journal(path, identity, len(queries))
-    # Outcomes of a recipe serve any model of this form, but how far they are from it does not.
-    ours = journal.claimed(fingerprint(dict(objective.space.values())))
-    failures = _fill(journal, run, (everything, keys), np.isfinite(at_hand))
+    with Journal(path, identity, len(queries)) as journal:
+        # Outcomes of a recipe serve any model of this form, but how far they are from it does not.
+        ours = journal.claimed(fingerprint(dict(objective.space.values())))
+        failures = _fill(journal, run, (everything, keys), np.isfinite(at_hand))
+        notes = journal.notes(keys)
     blank = np.full(len(queries) + 1, np.nan)
     rows, count = np.stack([journal.known.get(key, blank) for key in keys]), len(seeds)
     lost = [failures[number] for number in range(count) if number in failures]
@@ -117,7 +136,7 @@ def retrain(
         own=run.own,
         at_hand=at_hand,
         drift=rows[:count, -1] if ours else np.full(count, np.nan),
-        notes=run.notes,
+        notes=notes,
     )
 
 
@@ -142,6 +161,7 @@ def _fill(
         wanted = np.array([place for place, key in enumerate(batch) if key not in journal.known])
         some = trials.take(numbers)
         plan = run.plan(some, journal.plan(time))
+        said = run.notes
         journal.note(time, plan)
         for outcome in run.outcomes(some, wanted, plan):
             key = batch[outcome.number]
@@ -151,4 +171,8 @@ def _fill(
                 failed[key] = "the measures are not finite: the training diverged"
             elif key not in journal.known:
                 journal.put(key, outcome.measured, outcome.moved)
+            if run.notes != said:
+                said = run.notes
+                journal.note(time, plan, said)
+        journal.note(time, plan, run.notes)
     return {number: failed[key] for number, key in enumerate(keys) if key in failed}

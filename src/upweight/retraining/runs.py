@@ -16,7 +16,7 @@ from upweight.objective import Objective
 from upweight.parameters import ParameterSpace
 from upweight.retraining.trials import Trials
 
-__all__ = ["Asked", "Outcome", "Run", "distance"]
+__all__ = ["ROWS", "Asked", "Outcome", "Run", "distance"]
 
 ROWS = 512
 

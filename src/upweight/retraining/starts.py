@@ -42,6 +42,8 @@ class Trained:
 
 OWN = ("init_weights", "_init_weights")
 
+COPIED = (nn.TransformerEncoder, nn.TransformerDecoder)
+
 Start = Fresh | Trained | Callable[[int], Mapping[str, Tensor]]
 
 
@@ -54,15 +56,44 @@ def _reset(module: nn.Module) -> None:
         reset()
 
 
+OWN_STATE = (
+    "Pass start=function, a function of the seed that returns a state_dict of the untrained model, "
+    "or start=Trained()."
+)
+
+
+def _refuse_twice(model: nn.Module) -> None:
+    """Refuse weights that resets would draw in another way than the constructor did."""
+    visited: list[nn.Module] = []
+    model.apply(visited.append)
+    drawn: set[int] = set()
+    for module in visited:
+        if isinstance(module, COPIED) and len(module.layers) > 1:
+            raise ModelError(
+                f"{type(module).__name__} begins with copies of one layer, and resets would draw "
+                f"every layer anew, so fresh weights are not those of its constructor. {OWN_STATE}"
+            )
+        own = [p for p in module._parameters.values() if p is not None and p.requires_grad]
+        for value in own:
+            if id(value) in drawn:
+                every = model.named_parameters(remove_duplicate=False)
+                names = " and ".join(name for name, p in every if p is value)
+                raise ModelError(
+                    f"{names} are one parameter, which two resets would draw after each other, so "
+                    f"fresh weights are not the constructor's. {OWN_STATE}"
+                )
+        drawn |= set(map(id, own))
+
+
 def _drawn(model: nn.Module) -> None:
     """Reset all modules; what no reset has touched is refused, what is frozen stays."""
     own = next((m for m in model.modules() if any(hasattr(m, name) for name in OWN)), None)
     if own is not None:
         raise ModelError(
             f"{type(own).__name__} draws its weights in its own way (init_weights), and not as "
-            "torch's layers do. Pass start=function, a function of the seed that returns a "
-            "state_dict of the untrained model, or start=Trained()."
+            f"torch's layers do. {OWN_STATE}"
         )
+    _refuse_twice(model)
     frozen = {name: p.detach().clone() for name, p in model.named_parameters()}
     with torch.no_grad():
         for p in model.parameters():
@@ -78,8 +109,7 @@ def _drawn(model: nn.Module) -> None:
     if missed:
         raise ModelError(
             f"No reset_parameters() draws {', '.join(missed)} anew, so fresh weights are not "
-            "known. Pass start=function, a function of the seed that returns a state_dict of the "
-            "untrained model, or start=Trained()."
+            f"known. {OWN_STATE}"
         )
 
 
@@ -94,7 +124,8 @@ def begun(model: nn.Module, start: Start, seed: int) -> nn.Module:
         seed: of the weights.
 
     Raises:
-        ModelError: weights that nothing draws anew.
+        ModelError: weights that nothing draws anew, or that resets draw in another way than the
+            constructor.
         InputError: a function returned no state of this model.
 
     Example:

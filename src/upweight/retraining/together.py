@@ -14,7 +14,7 @@ from upweight.checks import probe
 from upweight.errors import LossError, ModelError
 from upweight.objective import Objective
 from upweight.refusals import refuse_train_mode
-from upweight.retraining.minibatches import Minibatches, Rows
+from upweight.retraining.minibatches import Minibatch, Minibatches, Rows
 from upweight.retraining.slopes import Parts, Single, Slopes
 from upweight.retraining.starts import begun
 from upweight.retraining.training import Training
@@ -165,11 +165,17 @@ class Trainer:
         batches = Minibatches(self.rows, recipe, trials)
         with _seeded(seeds[0]):
             for step, minibatch in enumerate(batches.steps(together=way.together)):
-                self._attach(blocks, slopes(blocks, minibatch))
+                self._attach(blocks, self._slopes(slopes, blocks, minibatch))
                 for group in optimiser.param_groups:
                     group["lr"] = recipe.optimiser.lr * recipe.schedule(step, total)
                 optimiser.step()
                 yield blocks, module
+
+    def _slopes(self, slopes: Slopes, blocks: Blocks, step: Minibatch) -> Sequence[Tensor]:
+        """Gradients of a step; a row that only fills up must not reach batch statistics."""
+        if self.coupled and not bool(step.shares.any()):
+            return [torch.zeros_like(block) for block in blocks.values()]
+        return slopes(blocks, step)
 
     def run(self, trials: Trials, way: Way) -> Iterator[nn.Module]:
         """Trained models in the mode of the model at hand, each good until the next.

@@ -1,13 +1,17 @@
 """Changed training sets, one retraining each."""
 
 import hashlib
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from upweight.errors import InputError
+from upweight.errors import DataError, InputError
 
 __all__ = ["Relabels", "Trials"]
 
@@ -35,6 +39,26 @@ class Relabels:
         if not here.any():
             return None
         return Relabels(rank[self.trial[here]], self.position[here], self.label[here])
+
+    def like(self, targets: Tensor) -> Tensor:
+        """The new labels in the dtype and on the device of targets ``[n, ...]``.
+
+        Raises:
+            DataError: a label has another shape, or a value that the targets cannot take.
+        """
+        label = torch.from_numpy(self.label)
+        if label[0].numel() != targets[0].numel():
+            raise DataError(
+                f"New labels must have the shape of the old ones, {tuple(targets.shape[1:])}; got "
+                f"{tuple(label.shape[1:])}."
+            )
+        cast = label.reshape(-1, *targets.shape[1:]).to(targets.dtype)
+        if not torch.allclose(cast.double(), label.double().view_as(cast), equal_nan=True):
+            raise DataError(
+                f"A new label is not a value of the targets' dtype, {targets.dtype}: it would be "
+                "rounded. Give labels of that kind."
+            )
+        return cast.to(targets.device)
 
 
 @final
@@ -105,18 +129,29 @@ class Trials:
             count: subsets.
             fraction: of the examples that stay, in (0, 1).
             seeds: of training.
-            draw: seed of the subsets; the first ``count`` are the same for any count.
+            draw: seed of the subsets, which all differ; the first are the same for any count.
+
+        Raises:
+            InputError: a setting is out of range, or there are fewer different subsets.
         """
         if not 0 < fraction < 1 or count < 1:
             raise InputError(
                 f"fraction is in (0, 1) and count ≥ 1, got {fraction!r} and {count!r}."
             )
         left_out = examples - max(1, round(fraction * examples))
-        gone = np.zeros((count, examples), dtype=bool)
-        for row in range(count):
-            order = np.random.default_rng((draw, row)).permutation(examples)
-            gone[row, order[:left_out]] = True
-        return cls._paired(f"random subsets of {fraction:.0%}", gone, seeds)
+        if count > math.comb(examples, left_out):
+            raise InputError(
+                f"Of {examples} examples there are {math.comb(examples, left_out)} different "
+                f"subsets of {examples - left_out}, and count={count} are asked for. Ask for fewer."
+            )
+        found: dict[bytes, np.ndarray] = {}
+        for number in itertools.count():
+            if len(found) == count:
+                break
+            gone = np.zeros(examples, dtype=bool)
+            gone[np.random.default_rng((draw, number)).permutation(examples)[:left_out]] = True
+            found.setdefault(gone.tobytes(), gone)
+        return cls._paired(f"random subsets of {fraction:.0%}", np.stack([*found.values()]), seeds)
 
     @classmethod
     def without(

@@ -1,10 +1,12 @@
 """What retraining found: measures of queries after each trial."""
 
 import os
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, final
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -19,6 +21,7 @@ __all__ = ["Truth"]
 
 FILE = "truth.npz"
 CLOSE = 1e-3
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error)
 
 
 @final
@@ -197,9 +200,9 @@ class Truth:
         """
         manifest = read_manifest(path)
         try:
-            with np.load(Path(path) / FILE, allow_pickle=False) as file:
+            with (Path(path) / FILE).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 return cls._of(manifest, dict(file))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except UNREADABLE as error:
             raise StoreError(f"{path} holds no truth that can be read ({error}).") from error
 
     @classmethod

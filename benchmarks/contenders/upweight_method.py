@@ -19,6 +19,7 @@ def run(
     damping: float | None = None,
     rtol: float | None = None,
     series: Sequence[int] = (),
+    steps: int | None = None,
     epochs: Sequence[int] = (),
     models: int = 1,
     whole: bool = False,
@@ -33,6 +34,8 @@ def run(
             what has no λ.
         rtol: where an iterative solver stops; None for its own.
         series: steps, repeats and batch of a random series; none for its own.
+        steps: products of a Krylov space, of which half as many directions are kept; None for its
+            own.
         epochs: at the checkpoints after so many of the training; at its end without any.
         whole: whether EK-FAC is fitted on all examples, and not on as many as its moments need.
         models: runs of the recipe, each with another seed; those beside the first are timed.
@@ -44,6 +47,8 @@ def run(
         depth, repeats, batch = series
         solver = replace(asked.solver, depth=depth, repeats=repeats, batch_size=batch)
         asked = replace(asked, solver=solver)
+    if steps is not None:
+        asked = replace(asked, solver=replace(asked.solver, rank=steps // 2, steps=steps))
     if whole:
         asked = replace(asked, curvature=EKFAC())
     ends = epochs or (None,)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import CheckpointError
 
 from upweight.data import Batch
 from upweight.errors import ModelError
@@ -152,8 +153,12 @@ class AutogradGradients(Gradients):
             with math_attention():
                 matrix: Tensor = mapped(self.row, batch.inputs, batch.targets)
             return matrix.detach()
-        except (RuntimeError, NotImplementedError, ValueError):
-            return torch.cat([self._plain(batch.part(slice(i, i + 1))) for i in range(len(batch))])
+        except (RuntimeError, NotImplementedError, ValueError) as error:
+            ones = (batch.part(slice(i, i + 1)) for i in range(len(batch)))
+            try:
+                return torch.cat([self._plain(one) for one in ones])
+            except CheckpointError:  # it runs again when the parameters are back in their place
+                raise error from None
 
     def _plain(self, one: Batch) -> Tensor:
         """One gradient ``[1, p]`` without ``torch.func``, which some operations refuse."""

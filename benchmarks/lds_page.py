@@ -29,7 +29,8 @@ At the final weights the Hessian bends down: `cg` refused λ = 0.05 on the perce
 convolutional network, and on parts of the data the least eigenvalue is below -5.4 on the ResNet-9
 and -1.3 on the transformer. So `cg` and `lissa` are shown with more, which leaves little of the
 curvature. Rows measured on four queries are too dear for a hundred: their costs are scaled up, and
-retraining does not judge them. `arnoldi` takes 40 products on the transformer in place of 100.
+retraining does not judge them. `arnoldi` takes 40 products on the transformer in
+place of 100, and `astra` was stopped there after 57 minutes of CPU time for four queries.
 
 pearson, spearman, error: of all queries' scores against the Gauss-Newton system solved by conjugate
 gradients to a residual of 0.001, with the λ of the task's score; for the transformer and the

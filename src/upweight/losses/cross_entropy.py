@@ -26,6 +26,15 @@ def _softmax(outputs: Tensor) -> Tensor:
     return powers / powers.sum(1, keepdim=True)
 
 
+def _require_normalised(outputs: Tensor) -> None:
+    total = outputs.logsumexp(-1).abs().max()
+    if not bool(total < (1e-3 if outputs.dtype.itemsize >= 4 else 5e-2)):
+        raise LossError(
+            "nll_loss expects log-probabilities, and the probabilities of a row sum to "
+            f"{float(total.exp()):.3g}. Return log_softmax(...), or use 'cross_entropy'."
+        )
+
+
 @final
 class CrossEntropy(OutputLoss):
     """Softmax cross-entropy, ℓ = −Σ_k y_k log softmax(z)_k, in nats.
@@ -135,12 +144,8 @@ class CrossEntropy(OutputLoss):
                 "expected one label per row (and position)."
             )
         last = self._class_last(outputs, targets)
-        total = last.logsumexp(-1).abs().max()
-        if self.normalised and not bool(total < (1e-3 if outputs.dtype.itemsize >= 4 else 5e-2)):
-            raise LossError(
-                f"nll_loss expects log-probabilities, and the probabilities of a row sum to "
-                f"{float(total.exp()):.3g}. Return log_softmax(...), or use 'cross_entropy'."
-            )
+        if self.normalised:
+            _require_normalised(last)
         classes = last.shape[-1]
         wrong = (targets != self.ignore_index) & ((targets < 0) | (targets >= classes))
         if bool(wrong.any()):

@@ -22,6 +22,13 @@ loss = "cross_entropy"
 """
 
 
+def refusal(tmp_path, line):
+    """What is said of a good recipe with one more line."""
+    with pytest.raises(RecipeError) as caught:
+        load(written(tmp_path, GOOD + line + "\n"))
+    return str(caught.value)
+
+
 def written(folder: Path, text: str, name: str = "recipe.py") -> Path:
     path = folder / name
     path.write_text(text)
@@ -142,9 +149,7 @@ def test_a_recipe_may_define_dataclasses(tmp_path):
     ],
 )
 def test_names_of_a_wrong_kind(tmp_path, line, says):
-    with pytest.raises(RecipeError) as caught:
-        load(written(tmp_path, GOOD + line + "\n"))
-    assert f"recipe.py: {says}" in str(caught.value)
+    assert f"recipe.py: {says}" in refusal(tmp_path, line)
 
 
 @pytest.mark.parametrize(
@@ -164,9 +169,7 @@ def test_names_of_a_wrong_kind(tmp_path, line, says):
     ],
 )
 def test_misspelt_names_are_not_ignored(tmp_path, line, says):
-    with pytest.raises(RecipeError) as caught:
-        load(written(tmp_path, GOOD + line + "\n"))
-    message = str(caught.value)
+    message = refusal(tmp_path, line)
     assert message.startswith("recipe.py: ")
     assert "is no name that a recipe reads" in message
     assert says in message

@@ -17,7 +17,7 @@ from upweight.errors import DataError
 from upweight.gradients import batch_rows, per_example
 from upweight.meaning import meaning_of, removal_gradient_row, removal_score
 from upweight.objective import Objective
-from upweight.risk import DEFAULT_BATCH, Risk
+from upweight.risk import DEFAULT_BATCH, Risk, checked_targets
 
 __all__ = ["ALONE", "Change", "measured", "moved", "predict", "relabelled"]
 
@@ -84,10 +84,8 @@ def _weighed(risk: Risk, data: Data, rows: Tensor, own: Tensor) -> Tensor:
     objective = risk.objective
     probe(objective, data, role="changed examples")
     extra, found = (rows @ removal_gradient_row(objective))[:, None], []
-    for plain in data.batches(batch_rows(risk)):
-        batch = objective.place(plain)
-        objective.loss.check(objective.outputs(objective.space.values(), batch), batch.targets)
-        said = objective.loss.weights(batch.targets)
+    for plain, targets in checked_targets(objective, data, batch_rows(risk)):
+        batch, said = objective.place(plain), objective.loss.weights(targets)
         weight = own[batch.positions] if said is None else own[batch.positions] * said.cpu()
         products = per_example(objective, batch).dot(rows) + extra
         found.append(removal_score(products, (weight / risk.total).to(rows)))

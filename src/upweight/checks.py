@@ -20,6 +20,11 @@ LARGEST_COPY = 2**24  # parameters of a model that is copied for a check
 ASYMMETRY = 1e-5  # of the length of a product
 
 
+def _few(objective: Objective, data: Data) -> Batch:
+    """The rows that are tried."""
+    return objective.place(data.rows(0, min(ROWS, len(data))))
+
+
 def _try(objective: Objective, batch: Batch, measure: Measure, role: str) -> Any:
     """The measure of a batch, with a clear word when the model cannot take it."""
     params = objective.space.values()
@@ -57,7 +62,7 @@ def probe(
         ModelError: two evaluations differ.
         NonFiniteError: NaN or infinity.
     """
-    batch = objective.place(data.rows(0, min(4, len(data))))
+    batch = _few(objective, data)
     rows = range(len(batch))
     function, params = objective.measured(measure), objective.space.values()
     with torch.no_grad():
@@ -111,7 +116,7 @@ def refuse_flat(objective: Objective, data: Data) -> None:
     """
     if not isinstance(objective.loss, CustomLoss):
         return
-    batch = objective.place(data.rows(0, min(ROWS, len(data))))
+    batch = _few(objective, data)
     with torch.no_grad():
         outputs = objective.call(batch)
     if not isinstance(outputs, Tensor):
@@ -167,7 +172,7 @@ def refuse_asymmetric(objective: Objective, data: Data) -> None:
     twin = _doubled(objective)
     if twin is None:
         return
-    batch = twin.place(data.rows(0, min(ROWS, len(data))))
+    batch = _few(twin, data)
     generator = torch.Generator().manual_seed(0)
     pair = torch.randn(2, twin.space.size, generator=generator, dtype=torch.float64)
     pair = pair.to(twin.space.device)

@@ -1,6 +1,6 @@
 """Curvature that is diagonal in a Kronecker-factored basis, block by block, and its inverse."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, final
@@ -164,10 +164,14 @@ class KroneckerEigen(Operator):
 
     def apply(self, rows: Tensor) -> Tensor:
         """Turn, scale, turn back."""
+        return self.scaled(rows, [part.values for part in self.blocks])
+
+    def scaled(self, rows: Tensor, values: Iterable[Tensor]) -> Tensor:
+        """The same with other values in place of Λ, block by block."""
         rows = rows.to(self.dtype)
         out = torch.empty_like(rows)
-        for part in self.blocks:
-            part.block.write(out, part.back(part.turn(part.block.read(rows)) * part.values))
+        for part, scales in zip(self.blocks, values, strict=True):
+            part.block.write(out, part.back(part.turn(part.block.read(rows)) * scales))
         return out
 
 
@@ -244,11 +248,8 @@ class KroneckerInverse(Inverse):
 
     def solve(self, rows: Tensor) -> Solution[Tensor]:
         """Turn, divide, turn back: exact for this curvature."""
-        rows = rows.to(self.dtype)
-        out = torch.empty_like(rows)
-        for inverse, part in self._pairs():
-            part.block.write(out, part.back(part.turn(part.block.read(rows)) * inverse))
-        return _solved(out, rows.new_zeros(len(rows)))
+        value = self.operator.scaled(rows, self.inverses)
+        return _solved(value, value.new_zeros(len(rows)))
 
     def quadratic(self, rows: Tensor) -> Tensor:
         """Σ (Q b)² / (Λ + λ) of every row."""
